@@ -1,0 +1,102 @@
+"""The planner's interface: ``plan(state, now) -> Plan``, pure, the same code in the service and the simulator."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.latency_model import LatencyModel
+from common.messages import Decision, Overload, Stage
+from common.slo import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request in the window. ``need_tokens`` is what must be prefilled: prompt and already generated tokens.
+
+    ``objective`` is None for best effort; ``deferred`` says that its sender was told so already.
+    """
+
+    id: str
+    tier: str
+    need_tokens: int
+    max_tokens: int
+    arrival_s: float
+    objective: Objective | None
+    value: float
+    overload: Overload
+    patience_s: float
+    deferred: bool = False
+    generated_tokens: int = 0
+    session_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A dispatched request that has not ended.
+
+    Until its first token it counts with ``todo_tokens`` prompt tokens on its prefill worker, then as a decoder on
+    its decode worker. ``objective`` is None for best effort.
+    """
+
+    id: str
+    tier: str
+    objective: Objective | None
+    prefill_worker: str
+    decode_worker: str
+    todo_tokens: int
+    context_tokens: int
+    generated_tokens: int
+    max_tokens: int
+    first_token_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A live worker as the planner sees it; times of prediction are in ``latency``."""
+
+    id: str
+    prefers: Stage
+    may: frozenset[Stage]
+    latency: LatencyModel
+    max_seqs: int
+    max_batch_tokens: int
+    block_size: int
+    total_blocks: int
+    free_blocks: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """Everything that a plan may depend on; ``cycle`` counts plans."""
+
+    cycle: int
+    held: Sequence[Held]
+    running: Sequence[Running]
+    workers: Mapping[str, Worker]
+    hop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decisions by request id. What is in none of the three stays held.
+
+    ``dispatch`` are in the order in which they must be sent; ``defer`` stay held too, without a promise.
+    ``wake_s`` is when to plan again at the latest, None if nothing but an event changes the plan.
+    """
+
+    dispatch: Mapping[str, Decision]
+    defer: Mapping[str, Decision]
+    reject: Mapping[str, Decision]
+    wake_s: float | None = None
+
+
+class Policy(Protocol):
+    """Called by the service at most every few milliseconds, on arrival, finish and worker change.
+
+    It must not change what it is given, do I/O or read a clock. Whatever it raises is counted, and a simpler
+    policy plans instead.
+    """
+
+    def plan(self, state: ClusterState, now_s: float) -> Plan:
+        """Decide on the held requests."""

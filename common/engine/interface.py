@@ -1,0 +1,111 @@
+"""An inference engine, as a worker sees it.
+
+Two implementations: vLLM (:mod:`common.engine.vllm`) and a simulated one (:mod:`common.engine.simulated`) that
+sleeps for the latency model's time; one contract suite holds both to this page.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from common.codec import Tokens
+from common.latency_model import LatencyModel
+from common.messages import HandOff, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation.
+
+    ``generated`` are output tokens that exist already; the engine continues after them and never repeats them.
+    ``hand_off`` says where the KV of prompt and generated tokens can be pulled. With ``keep_kv`` the job ends
+    after one token and its KV waits for a consumer. ``due_s``, ``tpot_s`` and ``tier`` are the promise, None
+    where there is none.
+    """
+
+    id: str
+    prompt: Tokens
+    sampling: Sampling
+    generated: Tokens = ()
+    hand_off: HandOff | None = None
+    keep_kv: bool = False
+    tier: str = ""
+    due_s: float | None = None
+    tpot_s: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """New tokens of a job. The last output of a job has ``finish`` (``stop`` or ``length``).
+
+    ``hand_off`` is set on the last output of a job with ``keep_kv`` unless it finished. ``notes`` are
+    measurements (``kv_transfer_ms``, ``cached_tokens``, ``scheduled_s``, ``recomputed``).
+    """
+
+    tokens: Tokens
+    finish: str | None = None
+    hand_off: HandOff | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an engine is, known once it has started. ``fingerprint`` must be equal for KV to be exchanged."""
+
+    fingerprint: str
+    model: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    total_blocks: int
+    max_seqs: int
+    max_batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine is doing now."""
+
+    running: int
+    running_tokens: int
+    waiting: int
+    waiting_tokens: int
+    free_blocks: int
+    step_ms: float
+    latency: LatencyModel
+
+
+class Engine(Protocol):
+    """Called by one worker from one event loop.
+
+    After :meth:`start`, any number of :meth:`generate` run at once; cancelling one (or closing its iterator)
+    aborts the job and frees its KV within a second. EngineDead from any verb is final.
+    """
+
+    async def start(self) -> Facts:
+        """Load the model and be ready for work; raises EngineError."""
+
+    def generate(self, job: Job) -> AsyncIterator[Output]:
+        """Run a job; raises EngineRefused for bad input and EngineDead when the engine has died.
+
+        A hand-off that is expired, foreign or lost is recomputed, and noted as ``recomputed``.
+        """
+
+    async def release(self, hand_off: HandOff) -> None:
+        """Free the KV of a hand-off of this engine that nobody will pull."""
+
+    async def introduce(self, peer: Mapping[str, Any]) -> None:
+        """Shake hands with another engine's :meth:`address` ahead of the first pull, where that helps."""
+
+    def address(self) -> Mapping[str, Any]:
+        """What a peer needs to pull from here."""
+
+    def load(self) -> Load:
+        """Present load; cheap, called with every heartbeat."""
+
+    async def drain(self) -> None:
+        """Return once no job is left; the caller starts none meanwhile."""
+
+    async def close(self) -> None:
+        """Stop the engine and free everything."""

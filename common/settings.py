@@ -1,0 +1,82 @@
+"""All settings, from environment variables named ``SLOS_<FIELD>``; ``slos-serve settings`` prints the table."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of every process; a process ignores what it does not use. Invalid values stop it at start."""
+
+    model_config = SettingsConfigDict(env_prefix="SLOS_", extra="ignore", frozen=True)
+
+    # queue
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis; rediss:// for TLS")
+    namespace: str = Field("slos", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="prefix of all keys")
+
+    # model and engine
+    model: str = Field("bench/tiny_model/target", description="Hugging Face name or folder of the model")
+    served_model_name: str | None = Field(None, description="name shown to clients; default: the model's last part")
+    draft_model: str | None = Field(None, description="draft model for speculation")
+    engine: Literal["vllm", "simulated"] = Field("vllm", description="engine behind the workers")
+    dtype: str = Field("auto", description="vLLM dtype; on CPU float32 unless set")
+    max_model_len: int | None = Field(None, gt=0, description="longest prompt plus output; default: the model's")
+    max_num_seqs: int = Field(64, gt=0, description="sequences in one batch")
+    max_num_batched_tokens: int = Field(2048, gt=0, description="tokens in one batch")
+    block_size: int = Field(16, gt=0, description="tokens of a KV block; equal on all workers")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of GPU memory for a GPU engine")
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine")
+    trust_remote_code: bool = Field(False, description="run code that the model's repository ships")
+    kv_lease_s: float = Field(30.0, gt=1, description="how long a producer keeps KV for a pull")
+    profile_dir: Path = Field(Path(".cache/profiles"), description="where latency profiles are kept")
+
+    # workers
+    worker_name: str | None = Field(None, description="name of a worker; a random suffix is added")
+    prefill_may: str = Field("prefill,decode", description="what prefill workers may do")
+    decode_may: str = Field("decode,prefill", description="what decode workers may do")
+    worker_host: str = Field("127.0.0.1", description="address that workers bind and announce")
+    worker_port: int = Field(0, ge=0, le=65535, description="health and metrics port of a worker; 0: a free one")
+    nixl_host: str = Field("127.0.0.1", description="address that other engines reach this one's KV at")
+    heartbeat_s: float = Field(0.5, gt=0, description="between heartbeats")
+    worker_dead_s: float = Field(3.0, gt=0, description="a worker silent for this long is dead")
+    drain_s: float = Field(60.0, ge=0, description="longest time that SIGTERM waits for running requests")
+
+    # admission
+    policy: str = Field("edf", description="planner: edf")
+    window: int = Field(256, gt=0, description="requests that the planner holds at a time")
+    replan_ms: float = Field(2.0, ge=0, description="shortest time between two plans")
+    leader_ttl_s: float = Field(2.0, gt=0, description="a silent planner leader is replaced after this")
+    hop_ms: float = Field(2.0, ge=0, description="queue hops that a prefill deadline leaves room for")
+    admission_host: str = Field("127.0.0.1", description="health and metrics address of admission")
+    admission_port: int = Field(0, ge=0, le=65535, description="health and metrics port of admission; 0: a free one")
+
+    # tiers
+    tiers_file: Path | None = Field(None, description="YAML file of SLO tiers; default: common/tiers.yaml")
+    tpot_scale: float = Field(1.0, gt=0, description="stretches every tier's TPOT to fit a slower engine")
+
+    # api
+    host: str = Field("127.0.0.1", description="address that the api binds")
+    port: int = Field(8000, ge=0, le=65535, description="port of the api")
+    api_keys: SecretStr | None = Field(None, description="comma-separated key or tenant=key; unset: no authentication")
+    max_body_bytes: int = Field(4 * 1024 * 1024, gt=0, description="largest request body")
+    keep_alive_s: float = Field(10.0, gt=0, description="between keep-alive comments of an idle SSE stream")
+    shutdown_s: float = Field(30.0, ge=0, description="longest time that SIGTERM waits for open responses")
+
+    # records and offline work
+    retention_s: float = Field(3600.0, gt=0, description="how long ended requests can be looked up")
+    file_retention_s: float = Field(7 * 86400.0, gt=0, description="how long files and batches are kept")
+    max_file_bytes: int = Field(64 * 1024 * 1024, gt=0, description="largest batch input file")
+    batch_concurrency: int = Field(16, gt=0, description="lines of one batch in the pipeline at a time")
+
+    # telemetry
+    log_format: Literal["json", "console"] = Field("console", description="json for machines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced; SLO misses always are")
+
+
+def load_settings() -> Settings:
+    """Settings from the environment; raises pydantic.ValidationError naming the variable."""
+    return Settings()
