@@ -1,0 +1,1 @@
+"""What every process of slos-serve shares."""

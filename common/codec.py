@@ -99,7 +99,7 @@ def unpack_tokens(blob: bytes) -> Tokens:
 def _encoder(cls: type) -> Convert:
     if cls not in _encoders:
         hints = typing.get_type_hints(cls)
-        parts = [(field.name, _to_wire(hints[field.name])) for field in fields(cls)]  # type: ignore[arg-type]  # checked by callers
+        parts = [(field.name, _to_wire(hints[field.name])) for field in fields(cls)]
         _encoders[cls] = lambda value: [convert(getattr(value, name)) for name, convert in parts]
     return _encoders[cls]
 
@@ -107,7 +107,7 @@ def _encoder(cls: type) -> Convert:
 def _decoder(cls: type) -> Convert:
     if cls not in _decoders:
         hints = typing.get_type_hints(cls)
-        parts = [(field.name, _from_wire(hints[field.name])) for field in fields(cls)]  # type: ignore[arg-type]  # checked by callers
+        parts = [(field.name, _from_wire(hints[field.name])) for field in fields(cls)]
 
         def build(raw: Any) -> Any:
             if not isinstance(raw, list) or len(raw) != len(parts):

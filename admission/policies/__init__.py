@@ -1,0 +1,1 @@
+"""Planning policies behind one interface."""
