@@ -64,6 +64,7 @@ class Worker:
     total_blocks: int
     free_blocks: int
     running: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ class WorkerState:
     """worker -> admission: registration and heartbeat in one; an id is never used by two processes.
 
     ``fingerprint`` names everything that must be equal for KV to be exchanged (model, engine version, block
-    size, dtype). ``latency`` is the worker's present latency model.
+    size, dtype). ``latency`` is the worker's present latency model, ``address`` where peers reach its KV.
     """
 
     id: str
@@ -279,6 +279,7 @@ class WorkerState:
     url: str
     started_s: float
     beat_s: float
+    address: Mapping[str, Any] = field(default_factory=dict)
 
 
 Reply = Frame | Decided

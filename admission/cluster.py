@@ -1,0 +1,127 @@
+"""What the planner knows of the workers and of the requests that it has given them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from admission.plan import Held, Running, Worker
+from common.messages import Decision, Progress, Record, WorkerState
+from common.slo import Objective
+
+
+class Cluster:
+    """Live workers and dispatched requests, kept up to date by heartbeats and progress."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, WorkerState] = {}
+        self._running: dict[str, Running] = {}
+        self._attempts: dict[str, int] = {}
+
+    @property
+    def workers(self) -> dict[str, Worker]:
+        """Workers that may get work, by id."""
+        return {state.id: _worker(state) for state in self._states.values() if state.ready and not state.draining}
+
+    @property
+    def states(self) -> Mapping[str, WorkerState]:
+        """Last heartbeat of every live worker."""
+        return self._states
+
+    @property
+    def running(self) -> Sequence[Running]:
+        """Dispatched requests that have not ended."""
+        return tuple(self._running.values())
+
+    def beat(self, states: Mapping[str, WorkerState | None]) -> list[str]:
+        """Take in heartbeats; returns the workers that have fallen silent."""
+        self._states = {name: state for name, state in states.items() if state is not None}
+        return [name for name, state in states.items() if state is None]
+
+    def dispatched(self, held: Held, decision: Decision, attempt: int) -> None:
+        """A request was given to its prefill worker."""
+        assert decision.prefill_worker is not None
+        assert decision.decode_worker is not None
+        self._attempts[held.id] = attempt
+        self._running[held.id] = Running(
+            id=held.id,
+            tier=held.tier,
+            objective=held.objective if decision.tpot_ms is not None else None,
+            prefill_worker=decision.prefill_worker,
+            decode_worker=decision.decode_worker,
+            todo_tokens=held.need_tokens,
+            context_tokens=held.need_tokens,
+            generated_tokens=held.generated_tokens,
+            max_tokens=held.max_tokens,
+            first_token_s=None,
+        )
+
+    def adopt(self, record: Record) -> None:
+        """A former leader had dispatched this request."""
+        request, decision = record.request, record.decision
+        if decision is None or record.prefill_worker is None or record.decode_worker is None:
+            return
+        objective = None
+        if decision.tpot_ms is not None and decision.ttft_ms is not None:
+            thinking = decision.thinking_tpot_ms
+            objective = Objective(
+                request.arrival_s,
+                decision.ttft_ms / 1e3,
+                decision.tpot_ms / 1e3,
+                None if thinking is None else thinking / 1e3,
+            )
+        context = len(request.prompt) + len(record.generated)
+        self._attempts[request.id] = record.attempt
+        self._running[request.id] = Running(
+            id=request.id,
+            tier=request.tier,
+            objective=objective,
+            prefill_worker=record.prefill_worker,
+            decode_worker=record.decode_worker,
+            todo_tokens=0 if record.generated else context,
+            context_tokens=context,
+            generated_tokens=len(record.generated),
+            max_tokens=max(1, request.sampling.max_tokens - len(record.generated)),
+            first_token_s=decision.decided_s if record.generated else None,
+        )
+
+    def progressed(self, progress: Progress) -> None:
+        """A first token or an end; an older attempt's is ignored."""
+        running = self._running.get(progress.id)
+        if running is None or self._attempts.get(progress.id) != progress.attempt:
+            return
+        if progress.ended:
+            self.forget(progress.id)
+        else:
+            self._running[progress.id] = replace(
+                running,
+                todo_tokens=0,
+                generated_tokens=progress.generated,
+                context_tokens=running.context_tokens + 1,
+                first_token_s=running.first_token_s or progress.time_s,
+            )
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended or waits again."""
+        self._running.pop(request_id, None)
+        self._attempts.pop(request_id, None)
+
+    def clear(self) -> None:
+        """Forget everything; a new leader reads it again."""
+        self._states.clear()
+        self._running.clear()
+        self._attempts.clear()
+
+
+def _worker(state: WorkerState) -> Worker:
+    return Worker(
+        id=state.id,
+        prefers=state.prefers,
+        may=frozenset(state.may),
+        latency=state.latency,
+        max_seqs=state.max_seqs,
+        max_batch_tokens=state.max_batch_tokens,
+        block_size=state.block_size,
+        total_blocks=state.total_blocks,
+        free_blocks=state.free_blocks,
+        running=state.running,
+        fingerprint=state.fingerprint,
+    )
