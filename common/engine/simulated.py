@@ -1,0 +1,297 @@
+"""An engine that sleeps for the latency model's time: demos, tests without vLLM, load tests of the control plane.
+
+Its tokens are a function of the text so far, so a hand-off and a re-dispatch give the same text as one engine.
+"""
+
+import asyncio
+import contextlib
+import json
+import uuid
+import zlib
+from array import array
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.engine.checks import check_job, finish_of
+from common.engine.clock import Clock, SystemClock
+from common.engine.interface import Facts, Job, Load, Output
+from common.engine.simulated_core import Core, Phase, Sequence, batch_of
+from common.errors import EngineDead
+from common.latency_model import LatencyModel, Piece
+from common.messages import HandOff
+from common.settings import Settings
+
+DEFAULT_LATENCY = LatencyModel((Piece(0.0, 0.0, 0.006), Piece(1e-4, 1e-4, 0.004)), k_seq=2e-4, k_kv=1e-6, k_attn=1e-8)
+"""About a 26 M-parameter model on one CPU core."""
+
+_BYTES_PER_BLOCK_TOKEN = 8 * 1024
+_FIRST_PLAIN_TOKEN = 16
+_UNSHARED_HOLD_S = 0.1
+
+
+@dataclass(slots=True)
+class KvRegistry:
+    """Which simulated engines of this process hold KV; shared by those that pull from each other."""
+
+    engines: dict[str, "SimulatedEngine"] = field(default_factory=dict)
+
+
+class SimulatedEngine:
+    """Continuous batching with chunked prefill and bounded KV, at the latency model's speed.
+
+    Engines with one ``registry`` pull from each other. Without one, producer and consumer are taken to be in
+    different processes: a hand-off is trusted after ``transfer_s``, and the producer frees its KV by itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        latency: LatencyModel = DEFAULT_LATENCY,
+        registry: KvRegistry | None = None,
+        clock: Clock | None = None,
+        total_blocks: int | None = None,
+        transfer_s: float = 0.015,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        blocks = int(settings.kv_cache_gib * 2**30) // (_BYTES_PER_BLOCK_TOKEN * settings.block_size)
+        self._id = f"simulated-{uuid.uuid4().hex[:12]}"
+        self._facts = _facts(settings, total_blocks or blocks)
+        self._latency = latency
+        self._registry = registry
+        self._clock = clock or SystemClock()
+        self._transfer_s = transfer_s
+        self._lease_s = settings.kv_lease_s
+        self._eos = eos_token_ids
+        self._core = Core(
+            self._facts.total_blocks, settings.block_size, settings.max_num_seqs, self._facts.max_batch_tokens
+        )
+        self._outboxes: dict[int, asyncio.Queue[Output | EngineDead]] = {}
+        self._held: dict[str, tuple[int, float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._dead = False
+        self._step_s = 0.0
+
+    async def start(self) -> Facts:
+        """Begin to run."""
+        self._alive()
+        if self._registry is not None:
+            self._registry.engines[self._id] = self
+        self._spawn(self._run())
+        return self._facts
+
+    async def generate(self, job: Job) -> AsyncIterator[Output]:
+        """Run a job; see :class:`common.engine.interface.Engine`."""
+        self._alive()
+        check_job(job, self._facts)
+        if finish := finish_of(job, list(job.generated), self._eos):
+            yield Output((), finish)
+            return
+        sequence = Sequence(job, [*job.prompt, *job.generated])
+        sequence.pull_first = job.hand_off is not None
+        outbox: asyncio.Queue[Output | EngineDead] = asyncio.Queue()
+        self._outboxes[id(sequence)] = outbox
+        self._core.add(sequence)
+        self._changed()
+        try:
+            while True:
+                item = await outbox.get()
+                if isinstance(item, EngineDead):
+                    raise item
+                yield item
+                if item.finish or item.hand_off:
+                    return
+        finally:
+            del self._outboxes[id(sequence)]
+            self._core.remove(sequence)
+            self._changed()
+
+    async def release(self, hand_off: HandOff) -> None:
+        """Free a hand-off's KV; one that is gone already is fine."""
+        self._alive()
+        self._drop(str(hand_off.kv.get("key")))
+
+    async def introduce(self, peer: Mapping[str, Any]) -> None:  # noqa: ARG002 - the interface's
+        """Nothing to do: simulated pulls cost the same from the first on."""
+        self._alive()
+
+    def address(self) -> Mapping[str, Any]:
+        """The engine's name."""
+        return {"engine": self._id, "fingerprint": self._facts.fingerprint}
+
+    def load(self) -> Load:
+        """Present load, exact."""
+        self._alive()
+        core = self._core
+        return Load(
+            running=len(core.running),
+            running_tokens=sum(len(s.tokens) for s in core.running),
+            waiting=len(core.waiting),
+            waiting_tokens=sum(s.todo for s in core.waiting),
+            free_blocks=core.free_blocks,
+            step_ms=self._step_s * 1e3,
+            latency=self._latency,
+        )
+
+    async def drain(self) -> None:
+        """Return once no job runs and no hand-off waits to be pulled."""
+        self._alive()
+        await self._idle.wait()
+        self._alive()
+
+    async def close(self) -> None:
+        """Stop; jobs that still run end with EngineDead."""
+        self.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def kill(self) -> None:
+        """Die as a crashed engine does: every job raises EngineDead, held KV is lost."""
+        self._dead = True
+        if self._registry is not None:
+            self._registry.engines.pop(self._id, None)
+        for outbox in self._outboxes.values():
+            outbox.put_nowait(EngineDead("the simulated engine was killed"))
+        for task in self._tasks:
+            task.cancel()
+        self._idle.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._expire()
+            for sequence in self._core.pull_starts():
+                self._spawn(self._pull(sequence))
+            grants = self._core.plan()
+            if not grants:
+                await self._wait()
+                continue
+            now_s = self._clock.now_s()
+            for grant in grants:
+                grant.sequence.notes.setdefault("scheduled_s", now_s)
+            self._step_s = self._latency.seconds(batch_of(grants))
+            await self._clock.sleep(self._step_s)
+            for sequence in self._core.apply(grants):
+                self._emit(sequence)
+            self._changed()
+
+    async def _wait(self) -> None:
+        """Until work arrives or the next lease ends."""
+        self._work.clear()
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._work.wait())]
+        if self._held:
+            next_s = min(expires_s for _, expires_s in self._held.values())
+            tasks.append(asyncio.create_task(self._clock.sleep(next_s - self._clock.now_s())))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _emit(self, sequence: Sequence) -> None:
+        token = self._next_token(sequence)
+        sequence.tokens.append(token)
+        first = len(sequence.output) == len(sequence.job.generated) + 1
+        finish = finish_of(sequence.job, sequence.output, self._eos)
+        hand_off = None
+        if finish is None and sequence.job.keep_kv:
+            hand_off = self._hold(sequence)
+        elif finish is not None:
+            self._core.remove(sequence)
+        outbox = self._outboxes.get(id(sequence))
+        if outbox is not None:
+            outbox.put_nowait(Output((token,), finish, hand_off, dict(sequence.notes) if first else {}))
+
+    def _next_token(self, sequence: Sequence) -> int:
+        seed = sequence.job.sampling.seed or 0
+        tail = array("q", [*sequence.tokens[-4:], len(sequence.tokens), seed])
+        span = self._facts.vocab_size - _FIRST_PLAIN_TOKEN
+        return _FIRST_PLAIN_TOKEN + zlib.crc32(tail.tobytes()) % span
+
+    def _hold(self, sequence: Sequence) -> HandOff:
+        now_s = self._clock.now_s()
+        expires_s = now_s + self._lease_s
+        key = uuid.uuid4().hex
+        tokens = sequence.computed
+        hold_s = (
+            self._lease_s if self._registry is not None else min(_UNSHARED_HOLD_S + self._transfer_s, self._lease_s)
+        )
+        self._held[key] = (self._core.keep(sequence), now_s + hold_s)
+        kv = {"key": key, "fingerprint": self._facts.fingerprint}
+        return HandOff(self._id, kv, tokens, now_s, expires_s)
+
+    def _drop(self, key: str) -> bool:
+        blocks, _ = self._held.pop(key, (None, 0.0))
+        if blocks is None:
+            return False
+        self._core.give_back(blocks)
+        self._changed()
+        return True
+
+    def _expire(self) -> None:
+        now_s = self._clock.now_s()
+        for key in [key for key, (_, expires_s) in self._held.items() if expires_s <= now_s]:
+            self._drop(key)
+
+    async def _pull(self, sequence: Sequence) -> None:
+        hand_off = sequence.job.hand_off
+        assert hand_off is not None  # noqa: S101 - pull_starts yields only these
+        now_s = self._clock.now_s()
+        sequence.notes["scheduled_s"] = now_s
+        usable = hand_off.expires_s > now_s and hand_off.kv.get("fingerprint") == self._facts.fingerprint
+        if usable:
+            await self._clock.sleep(self._transfer_s)
+            usable = self._fetch(hand_off)
+        if sequence.phase is not Phase.PULLING:
+            return
+        if usable:
+            sequence.computed = min(hand_off.tokens, sequence.todo - 1)
+            sequence.notes["kv_transfer_ms"] = self._transfer_s * 1e3
+        else:
+            sequence.notes["recomputed"] = 1.0
+        sequence.phase = Phase.RUNNING
+        self._changed()
+
+    def _fetch(self, hand_off: HandOff) -> bool:
+        if self._registry is None:
+            return True
+        producer = self._registry.engines.get(hand_off.producer)
+        return producer is not None and producer._drop(str(hand_off.kv.get("key")))
+
+    def _changed(self) -> None:
+        self._work.set()
+        busy = self._core.waiting or self._core.running or self._held
+        (self._idle.clear if busy and not self._dead else self._idle.set)()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.kill()
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise EngineDead("the simulated engine is dead")
+
+
+def _facts(settings: Settings, total_blocks: int) -> Facts:
+    config: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((Path(settings.model) / "config.json").read_text())
+    return Facts(
+        fingerprint=f"simulated/{settings.model}/{settings.block_size}",
+        model=settings.model,
+        vocab_size=int(config.get("vocab_size", 2048)),
+        max_model_len=settings.max_model_len or int(config.get("max_position_embeddings", 4096)),
+        block_size=settings.block_size,
+        total_blocks=total_blocks,
+        max_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.max_num_batched_tokens,
+    )
