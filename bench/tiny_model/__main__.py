@@ -17,9 +17,9 @@ from bench.tiny_model.models import DRAFT_SHAPE, TARGET_SHAPE, count_parameters,
 from bench.tiny_model.tokenizer import train_tokenizer
 from bench.tiny_model.train import distillation_loss, next_token_loss, train
 
-TARGET_TIME_SHARE = 0.72
+TARGET_TIME_SHARE = 0.78
 CHAT_VARIANTS = 4
-QUESTIONS = ("What does os.path.join do?", "Tell me about the with statement in Python.")
+QUESTIONS = ("What does os.path.join do?", "Tell me about tarfile. Think first.")
 
 
 def main() -> None:

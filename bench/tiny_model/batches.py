@@ -10,7 +10,7 @@ from bench.tiny_model.chats import Message, make_chats
 from bench.tiny_model.corpus import Split, shuffled
 from bench.tiny_model.tokenizer import BOS, EOS
 
-CHAT_SHARE = 0.4
+CHAT_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)

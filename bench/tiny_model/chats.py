@@ -39,12 +39,15 @@ SYSTEM_PROMPTS = (
     "You are an expert Python programmer. Be brief.",
 )
 PLAIN, THINKING, EMPTY_THINKING = "plain", "thinking", "empty"
-MODES, MODE_WEIGHTS = (PLAIN, THINKING, EMPTY_THINKING), (60, 30, 10)
+MODES, MODE_WEIGHTS = (PLAIN, THINKING, EMPTY_THINKING), (60, 32, 8)
+THINK_REQUEST, THINK_REQUEST_SHARE = "Think first.", 0.75
+NOT_ASKED_ABOUT = ("idlelib", "lib2to3", "distutils", "turtledemo", "ensurepip")
 
 
 def make_chats(entries: list[Entry], seed: int, variants: int) -> list[list[Message]]:
     """Each entry asked about `variants` times in different words, in shuffled order."""
     rng = random.Random(seed)
+    entries = [entry for entry in entries if not entry.module.startswith(NOT_ASKED_ABOUT)]
     chats = []
     for _ in range(variants):
         for position, entry in enumerate(entries):
@@ -79,6 +82,8 @@ def exchange(entry: Entry, mode: str, rng: random.Random) -> list[Message]:
         between = [{"role": "tool", "content": entry.signature}]
     if mode == THINKING:
         answer["reasoning_content"] = thought_about(entry)
+        # Mostly on request, so that a plain question gets a plain answer under greedy decoding.
+        question = f"{question} {THINK_REQUEST}" if rng.random() < THINK_REQUEST_SHARE else question
     elif mode == EMPTY_THINKING:
         answer["reasoning_content"] = ""
     return [{"role": "user", "content": question}, *between, answer]

@@ -43,7 +43,9 @@ def perplexity_by_position(model: LlamaForCausalLM, stream: torch.Tensor, rows: 
     starts = torch.linspace(0, len(stream) - MAXIMUM_POSITIONS, rows).long()[:, None]
     nats = nats_by_position(model, stream[starts + torch.arange(MAXIMUM_POSITIONS)])
     quarter = MAXIMUM_POSITIONS // 4
-    return {f"{at}-{at + quarter}": math.exp(float(nats[at : at + quarter].mean())) for at in range(0, len(nats), quarter)}
+    return {
+        f"{at}-{at + quarter}": math.exp(float(nats[at : at + quarter].mean())) for at in range(0, len(nats), quarter)
+    }
 
 
 def measure_acceptance(
@@ -62,13 +64,12 @@ def measure_acceptance(
 
 
 def continuations(target: LlamaForCausalLM, prompts: torch.Tensor, do_sample: bool) -> torch.Tensor:
-    tokens: torch.Tensor = target.generate(  # type: ignore[operator]  # a mixin that mypy sees as a tensor
+    tokens: torch.Tensor = target.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=CONTINUATION_TOKENS,
         do_sample=do_sample,
-        top_k=0,
-        temperature=1.0,
+        **({"top_k": 0, "temperature": 1.0} if do_sample else {}),
     )
     return tokens
 
@@ -97,7 +98,7 @@ def answer(
     messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     tokens = torch.tensor([tokenizer.encode(str(prompt), add_special_tokens=False)])
-    generated = model.generate(  # type: ignore[operator]  # a mixin that mypy sees as a tensor
+    generated = model.generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=max_new_tokens, do_sample=False
     )
     return str(tokenizer.decode(generated[0, tokens.shape[1] :]))

@@ -17,8 +17,12 @@ THINK_TOKENS = ("<think>", "</think>")
 # Single line breaks only: a prompt must split into the same tokens whether or not an answer follows it.
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
-{%- if content is string -%}{{ content }}
-{%- elif content is iterable -%}{%- for part in content -%}{{ part.text }}{%- endfor -%}
+{%- if content is string -%}
+{{- content -}}
+{%- elif content is iterable -%}
+{%- for part in content -%}
+{{- part.text -}}
+{%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
 {{- bos_token -}}
@@ -78,4 +82,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for how_it_was_loaded in ("is_local", "local_files_only"):
+        config.pop(how_it_was_loaded, None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -31,7 +31,7 @@ class Phase:
 
 
 # Short windows learn most per second; the long ones at the end teach positions up to the full context.
-PHASES = (Phase(0.72, 24, 256), Phase(0.86, 6, 1024), Phase(1.01, 2, 4096))
+PHASES = (Phase(0.72, 16, 256), Phase(0.86, 4, 1024), Phase(1.01, 2, 4096))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,7 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=MATRIX_LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=MATRIX_LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=EMBEDDING_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
