@@ -160,7 +160,7 @@ def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(scrip
     alive: list[Sequence] = []
 
     def check() -> None:
-        assert 0 <= core.free_blocks
+        assert core.free_blocks >= 0
         assert core.free_blocks + sum(s.blocks for s in alive) + sum(kept) == core.total_blocks
         assert all(s.computed <= s.blocks * core.block_size for s in alive)
         assert len(core.running) <= core.max_seqs
