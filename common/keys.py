@@ -75,3 +75,73 @@ class Keys:
     def dead_letters(self) -> str:
         """Stream: requests that were given up, with the reason."""
         return self._key("dead-letters")
+
+    def steps(self, fingerprint: str) -> str:
+        """Stream (bounded log): measured engine steps of all workers of one fingerprint."""
+        return self._key("steps", fingerprint)
+
+    def profile(self, fingerprint: str) -> str:
+        """String: the refitted latency profile of one fingerprint."""
+        return self._key("profile", fingerprint)
+
+    def file(self, file_id: str) -> str:
+        """String: what is known about a file; it exists once the upload is complete."""
+        return self._key("file", file_id)
+
+    def file_data(self, file_id: str) -> str:
+        """List: a file's content in chunks."""
+        return self._key("file-data", file_id)
+
+    def files(self, tenant: str) -> str:
+        """Sorted set: a tenant's files by time of creation."""
+        return self._key("files", tenant)
+
+    @property
+    def file_bytes(self) -> str:
+        """Hash: bytes stored by tenant."""
+        return self._key("file-bytes")
+
+    @property
+    def file_ends(self) -> str:
+        """Sorted set: files by the time at which they expire."""
+        return self._key("file-ends")
+
+    def batch(self, batch_id: str) -> str:
+        """Hash: an offline batch and how far it is."""
+        return self._key("batch", batch_id)
+
+    def batch_lock(self, batch_id: str) -> str:
+        """String with expiry: fencing token of the task that works on a batch."""
+        return self._key("batch-lock", batch_id)
+
+    def batch_output(self, batch_id: str) -> str:
+        """Hash: results of a batch by line number, until they become its output file."""
+        return self._key("batch-output", batch_id)
+
+    def batch_errors(self, batch_id: str) -> str:
+        """Hash: failures of a batch by line number, until they become its error file."""
+        return self._key("batch-errors", batch_id)
+
+    def batches(self, tenant: str) -> str:
+        """Sorted set: a tenant's batches by time of creation."""
+        return self._key("batches", tenant)
+
+    @property
+    def open_batches(self) -> str:
+        """Set: batches that have not ended."""
+        return self._key("open-batches")
+
+    @property
+    def batch_ends(self) -> str:
+        """Sorted set: batches by the time at which they are forgotten."""
+        return self._key("batch-ends")
+
+    @property
+    def batch_fence(self) -> str:
+        """Counter: fencing tokens of batch locks."""
+        return self._key("batch-fence")
+
+    @property
+    def celery(self) -> str:
+        """Prefix of everything that Celery keeps in Redis."""
+        return self._key("celery:")

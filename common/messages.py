@@ -282,6 +282,44 @@ class WorkerState:
     address: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class StepSample:
+    """One measured engine iteration: the fields of :class:`common.latency_model.Batch` and its duration."""
+
+    tokens: int
+    seqs: int
+    kv_tokens: int
+    attended: float
+    draft_steps: int
+    seconds: float
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class StepSamples:
+    """worker -> calibration: measured steps since the worker's last message."""
+
+    worker: str
+    samples: tuple[StepSample, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """calibration -> workers and admission: the latency model of all engines of one fingerprint.
+
+    ``base`` is what was measured before any refit, and what unmeasured directions stay near; ``error`` is the
+    median relative error of ``latency`` on the ``samples`` newest steps.
+    """
+
+    fingerprint: str
+    base: LatencyModel
+    latency: LatencyModel
+    samples: int
+    error: float
+    fitted_s: float
+
+
 Reply = Frame | Decided
 """What an api replica receives."""
 

@@ -69,7 +69,13 @@ class Settings(BaseSettings):
     retention_s: float = Field(3600.0, gt=0, description="how long ended requests can be looked up")
     file_retention_s: float = Field(7 * 86400.0, gt=0, description="how long files and batches are kept")
     max_file_bytes: int = Field(64 * 1024 * 1024, gt=0, description="largest batch input file")
+    file_quota_bytes: int = Field(512 * 1024 * 1024, gt=0, description="largest sum of one tenant's files")
     batch_concurrency: int = Field(16, gt=0, description="lines of one batch in the pipeline at a time")
+    batch_max_lines: int = Field(50_000, gt=0, description="lines of one batch")
+    batch_tier: str = Field("batch", description="tier in which the lines of batches wait")
+    batch_slice_s: float = Field(30.0, gt=0, le=300, description="longest run of a batch task before it queues itself")
+    batch_lock_s: float = Field(15.0, gt=0.1, le=300, description="a batch whose task is silent for this is resumed")
+    refit_s: float = Field(30.0, gt=0, description="between two refits of the latency model")
 
     # telemetry
     log_format: Literal["json", "console"] = Field("console", description="json for machines")
