@@ -62,11 +62,23 @@ class Claim:
     deferred_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A request or entry that was given up, and why; ``id`` is empty where it can't be known."""
+
+    id: str
+    reason: str
+    time_s: float
+
+
 class IngressBus(Protocol):
     """Called by the api (and offline work) for each request; a submission that returns ACCEPTED is durable."""
 
     async def submit(self, request: Request, max_queued: int) -> Submitted:
-        """Store the record and enqueue it in its tier, unless its id exists or ``max_queued`` wait there."""
+        """Store the record and enqueue it in its tier, unless its id exists or ``max_queued`` wait there.
+
+        When a call that raised BusUnavailable is repeated, DUPLICATE says that the first one got through.
+        """
 
     async def end(self, request_id: str, end: End, attempt: int | None = None) -> bool:
         """End a request from outside of a worker (cancel, stop string, expiry, rejection).
@@ -90,11 +102,15 @@ class IngressBus(Protocol):
 class AdmissionBus(Protocol):
     """Called by the planner leader; verbs that change a request take the fencing token of :meth:`lead`.
 
-    They raise LeadershipLost once another planner leads.
+    They, and the claims, raise LeadershipLost once another planner leads. False from note and dispatch says that
+    the claim is gone: the request has ended or is back in its tier.
     """
 
     async def lead(self, planner: str, ttl_s: float) -> int | None:
-        """Become or stay leader for ``ttl_s``; a new leader gets a higher fencing token. None: another leads."""
+        """Become or stay leader for ``ttl_s``; a new leader gets a higher fencing token. None: another leads.
+
+        A leader that comes back before another has led keeps its token, and what it has claimed.
+        """
 
     async def resign(self, planner: str) -> None:
         """Give leadership back, if held."""
@@ -103,15 +119,19 @@ class AdmissionBus(Protocol):
         """Up to ``count`` waiting requests of one tier, oldest first, never more than one tier's."""
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
-        """Everything that earlier planners held; what was delivered more often is dead-lettered and failed."""
+        """Everything that earlier planners held; what was delivered more often is dead-lettered and failed.
+
+        Called once by a new leader, and after BusUnavailable: what the caller holds itself is part of the answer.
+        """
 
     async def note(self, claim: Claim, decision: Decision, token: int) -> bool:
-        """Record a decision that leaves the request waiting (deferral), and tell its api."""
+        """Record a decision that leaves the request waiting (or is followed by its end), and tell its api."""
 
     async def dispatch(self, claim: Claim, work: Work, token: int) -> bool:
         """Record, work stream of ``work.decision.prefill_worker``, ack and api notice in one step.
 
-        False if the request has ended meanwhile.
+        False if the request has ended meanwhile, or was put back because that worker is gone. Repeating a
+        dispatch is harmless.
         """
 
     async def requeue(self, worker: str, token: int, max_deaths: int = 2) -> Sequence[str]:
@@ -124,7 +144,7 @@ class AdmissionBus(Protocol):
         """All registered workers; None where the heartbeat has run out."""
 
     async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
-        """First tokens and ends after the cursor; returns early when a request is submitted anywhere."""
+        """First tokens (of each attempt) and ends after the cursor; returns early when a request is submitted."""
 
     async def inflight(self, worker: str) -> Sequence[Record]:
         """Records of the requests that a worker has."""
@@ -146,12 +166,16 @@ class WorkerBus(Protocol):
         """Append tokens and ends to records and pass them to their apis, one stream entry per api.
 
         An item is False, and has no effect, if its attempt is old, its request has ended or ``worker`` does not
-        have it. Tokens before the record's position are dropped, so a replay has no effect either; a gap is
-        refused. An end settles the request exactly once.
+        have it: the worker must drop that request. Tokens before the record's position are dropped, so a replay
+        is True and has no effect. After a gap, which only a loss of data in Redis leaves, the request goes back to
+        its tier with a higher attempt, and the item is False. An end settles the request exactly once.
         """
 
     async def hand_off(self, worker: str, work: Work) -> bool:
-        """Move a request to ``work.decision.decode_worker``; False if it has ended or is of another attempt."""
+        """Move a request to ``work.decision.decode_worker``; repeating it is harmless.
+
+        False if it has ended or is of another attempt, or was put back because that worker is gone.
+        """
 
     async def wait(self, worker: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Control]]:
         """Control messages after the cursor; returns early when work arrives. Claims nothing."""
@@ -159,6 +183,9 @@ class WorkerBus(Protocol):
 
 class Bus(IngressBus, AdmissionBus, WorkerBus, Protocol):
     """All three roles."""
+
+    async def dead_letters(self, count: int = 100) -> Sequence[DeadLetter]:
+        """The latest requests that were given up, newest first."""
 
     async def ping(self) -> None:
         """Raise BusUnavailable unless the queue answers."""

@@ -1,0 +1,394 @@
+"""The queue in the memory of one process: for tests, demos and simulations of the control plane.
+
+A verb never awaits between its first look and its last change, so it is atomic under asyncio. What would cross a
+process boundary is encoded and decoded as on the wire.
+"""
+
+import time
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from common.bus.interface import Claim, Cursor, DeadLetter, QueueDepth, Submitted
+from common.bus.memory_store import Log, Stored, Waiting, Wakeups, cursor_at, names, number_of
+from common.codec import decode, encode
+from common.errors import LeadershipLost
+from common.keys import ADMISSION
+from common.messages import (
+    Cancel,
+    Control,
+    Decided,
+    Decision,
+    End,
+    Frame,
+    Progress,
+    Record,
+    Reply,
+    Request,
+    Stage,
+    State,
+    Verdict,
+    Work,
+    WorkerState,
+)
+
+PROGRESS_BOUND = 10_000
+DEAD_LETTER_BOUND = 10_000
+
+M = TypeVar("M")
+
+
+def _over_the_wire(message: M) -> M:
+    return decode(encode(message), type(message))
+
+
+class MemoryBus:
+    """A :class:`common.bus.interface.Bus` for one process; ``clock`` gives seconds of the epoch."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._count = 0
+        self._arrived = 0
+        self._wakeups = Wakeups()
+        self._records: dict[str, Stored] = {}
+        self._tiers: defaultdict[str, OrderedDict[int, Waiting]] = defaultdict(OrderedDict)
+        self._inflight: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self._work: defaultdict[tuple[Stage, str], deque[tuple[str, int]]] = defaultdict(deque)
+        self._replies: defaultdict[str, Log[Reply]] = defaultdict(Log)
+        self._controls: defaultdict[str, Log[Control]] = defaultdict(Log)
+        self._progress: Log[Progress] = Log(PROGRESS_BOUND)
+        self._finished: list[tuple[float, str]] = []
+        self._dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTER_BOUND)
+        self._leader: str | None = None
+        self._leads_until_s = 0.0
+        self._token = 0
+        self._workers: dict[str, tuple[WorkerState | None, float]] = {}
+        self._buried: set[str] = set()
+
+    # ingress
+
+    async def submit(self, request: Request, max_queued: int) -> Submitted:
+        """See :class:`IngressBus`."""
+        request = _over_the_wire(request)
+        if request.id in self._records:
+            return Submitted.DUPLICATE
+        if len(self._tiers[request.tier]) >= max_queued:
+            return Submitted.FULL
+        self._records[request.id] = stored = Stored(request, entry=0)
+        self._enqueue(stored)
+        return Submitted.ACCEPTED
+
+    async def end(self, request_id: str, end: End, attempt: int | None = None) -> bool:
+        """See :class:`IngressBus`."""
+        stored = self._records.get(request_id)
+        if stored is None or stored.state.ended or attempt not in (None, stored.attempt):
+            return False
+        self._close(stored, _over_the_wire(end))
+        return True
+
+    async def record(self, request_id: str) -> Record | None:
+        """See :class:`IngressBus`."""
+        stored = self._records.get(request_id)
+        return stored.snapshot() if stored else None
+
+    async def replies(self, api: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Reply]]:
+        """See :class:`IngressBus`."""
+        log, number = self._replies[api], number_of(after)
+        log.forget(number)
+        await self._wakeups.wait(f"api {api}", lambda: log.last > number, block_s)
+        return cursor_at(max(number, log.last)), log.after(number)
+
+    async def depths(self, tiers: Sequence[str]) -> Mapping[str, QueueDepth]:
+        """See :class:`IngressBus`."""
+        return {tier: self._depth(tier) for tier in tiers}
+
+    async def send(self, name: str, control: Control) -> None:
+        """See :class:`IngressBus`."""
+        self._tell(name, _over_the_wire(control))
+
+    # admission
+
+    async def lead(self, planner: str, ttl_s: float) -> int | None:
+        """See :class:`AdmissionBus`."""
+        now_s = self._clock()
+        if self._leader != planner:
+            if self._leader is not None and now_s < self._leads_until_s:
+                return None
+            self._leader, self._token = planner, self._token + 1
+        self._leads_until_s = now_s + ttl_s
+        return self._token
+
+    async def resign(self, planner: str) -> None:
+        """See :class:`AdmissionBus`."""
+        if self._leader == planner:
+            self._leads_until_s = 0.0
+
+    async def claim(self, tier: str, planner: str, count: int) -> Sequence[Claim]:
+        """See :class:`AdmissionBus`."""
+        self._check_leader(planner)
+        free = [number for number, waiting in self._tiers[tier].items() if waiting.planner is None]
+        return [self._deliver(tier, number, planner) for number in free[: max(0, count)]]
+
+    async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
+        """See :class:`AdmissionBus`."""
+        self._check_leader(planner)
+        claims = []
+        for tier in tiers:
+            for number, waiting in list(self._tiers[tier].items()):
+                if waiting.planner is None:
+                    continue
+                if waiting.deliveries >= max_deliveries:
+                    self._give_up(self._records[waiting.request_id], "poison")
+                else:
+                    claims.append(self._deliver(tier, number, planner))
+        return claims
+
+    async def note(self, claim: Claim, decision: Decision, token: int) -> bool:
+        """See :class:`AdmissionBus`."""
+        self._check_token(token)
+        stored = self._records.get(claim.request.id)
+        if stored is None or stored.state is not State.QUEUED or stored.attempt != claim.attempt:
+            return False
+        stored.decision = _over_the_wire(decision)
+        if decision.verdict is Verdict.DEFERRED and stored.deferred_s is None:
+            stored.deferred_s = decision.decided_s
+        self._reply(stored, Decided(stored.request.id, stored.attempt, stored.decision))
+        return True
+
+    async def dispatch(self, claim: Claim, work: Work, token: int) -> bool:
+        """See :class:`AdmissionBus`."""
+        self._check_token(token)
+        work, worker = _over_the_wire(work), work.decision.prefill_worker
+        if worker is None:
+            raise ValueError("a dispatch needs a prefill worker")
+        stored = self._records.get(claim.request.id)
+        if stored is None or stored.state.ended or stored.attempt != work.attempt:
+            return False
+        if stored.state is State.RUNNING:
+            return stored.holder == worker
+        self._dequeue(stored)
+        if worker in self._buried:
+            self._enqueue(stored)
+            return False
+        stored.state, stored.decision, stored.work = State.RUNNING, work.decision, work
+        stored.prefill_worker, stored.decode_worker = worker, work.decision.decode_worker
+        self._give(stored, Stage.PREFILL, worker)
+        self._reply(stored, Decided(stored.request.id, stored.attempt, work.decision))
+        return True
+
+    async def requeue(self, worker: str, token: int, max_deaths: int = 2) -> Sequence[str]:
+        """See :class:`AdmissionBus`."""
+        self._check_token(token)
+        self._workers.pop(worker, None)
+        self._controls.pop(worker, None)
+        self._buried.add(worker)
+        for stage in Stage:
+            self._work.pop((stage, worker), None)
+        requeued = []
+        for request_id in self._inflight.pop(worker, {}):
+            stored = self._records[request_id]
+            stored.deaths += 1
+            if stored.deaths >= max_deaths:
+                self._give_up(stored, "worker_died")
+            else:
+                self._put_back(stored)
+                requeued.append(request_id)
+        return requeued
+
+    async def workers(self) -> Mapping[str, WorkerState | None]:
+        """See :class:`AdmissionBus`."""
+        now_s = self._clock()
+        return {name: state if now_s < until_s else None for name, (state, until_s) in self._workers.items()}
+
+    async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
+        """See :class:`AdmissionBus`."""
+        number = number_of(after)
+        await self._wakeups.wait("progress", lambda: max(self._arrived, self._progress.last) > number, block_s)
+        return cursor_at(max(number, self._arrived, self._progress.last)), self._progress.after(number)
+
+    async def inflight(self, worker: str) -> Sequence[Record]:
+        """See :class:`AdmissionBus`."""
+        return [self._records[request_id].snapshot() for request_id in self._inflight.get(worker, {})]
+
+    # workers
+
+    async def beat(self, state: WorkerState, ttl_s: float) -> bool:
+        """See :class:`WorkerBus`."""
+        if state.id in self._buried:
+            return False
+        self._workers[state.id] = (_over_the_wire(state), self._clock() + ttl_s)
+        return True
+
+    async def leave(self, worker: str) -> None:
+        """See :class:`WorkerBus`."""
+        if worker in self._workers:
+            self._workers[worker] = (None, 0.0)
+
+    async def take(self, stage: Stage, worker: str, count: int) -> Sequence[Work]:
+        """See :class:`WorkerBus`."""
+        queue, taken = self._work[stage, worker], list[Work]()
+        while queue and len(taken) < count:
+            request_id, attempt = queue.popleft()
+            stored = self._records.get(request_id)
+            if stored and stored.work and stored.attempt == attempt and stored.holder == worker:
+                taken.append(stored.work)
+        return taken
+
+    async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
+        """See :class:`WorkerBus`."""
+        return [self._accept(worker, frame) for frame in frames]
+
+    async def hand_off(self, worker: str, work: Work) -> bool:
+        """See :class:`WorkerBus`."""
+        work, target = _over_the_wire(work), work.decision.decode_worker
+        if target is None:
+            raise ValueError("a hand-off needs a decode worker")
+        stored = self._records.get(work.request.id)
+        if stored is None or stored.state is not State.RUNNING or stored.attempt != work.attempt:
+            return False
+        if stored.holder != worker:
+            return stored.holder == target and stored.prefill_worker == worker
+        del self._inflight[worker][work.request.id]
+        if target in self._buried:
+            self._put_back(stored)
+            return False
+        stored.work, stored.decode_worker = work, target
+        self._give(stored, Stage.DECODE, target)
+        return True
+
+    async def wait(self, worker: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Control]]:
+        """See :class:`WorkerBus`."""
+        number = number_of(after)
+        self._controls[worker].forget(number)
+
+        def ready() -> bool:
+            return self._controls[worker].last > number or any(self._work[stage, worker] for stage in Stage)
+
+        await self._wakeups.wait(f"process {worker}", ready, block_s)
+        log = self._controls[worker]
+        return cursor_at(max(number, log.last)), log.after(number)
+
+    # all
+
+    async def dead_letters(self, count: int = 100) -> Sequence[DeadLetter]:
+        """See :class:`Bus`."""
+        return list(reversed(self._dead_letters))[:count]
+
+    async def ping(self) -> None:
+        """See :class:`Bus`."""
+
+    async def sweep(self, older_than_s: float, count: int = 1000) -> int:
+        """See :class:`Bus`."""
+        old = [item for item in self._finished if item[0] < older_than_s][:count]
+        for item in old:
+            self._finished.remove(item)
+            del self._records[item[1]]
+        return len(old)
+
+    async def close(self) -> None:
+        """See :class:`Bus`."""
+
+    # steps of the verbs; none of them awaits
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _check_leader(self, planner: str) -> None:
+        if self._leader != planner:
+            raise LeadershipLost(f"{planner} does not lead")
+
+    def _check_token(self, token: int) -> None:
+        if self._token != token:
+            raise LeadershipLost(f"fencing token {token} is stale")
+
+    def _depth(self, tier: str) -> QueueDepth:
+        waiting = self._tiers[tier]
+        first = next(iter(waiting.values()), None)
+        return QueueDepth(len(waiting), self._records[first.request_id].request.arrival_s if first else None)
+
+    def _enqueue(self, stored: Stored) -> None:
+        stored.entry = self._arrived = self._next()
+        self._tiers[stored.request.tier][stored.entry] = Waiting(stored.request.id)
+        self._wakeups.wake("progress")
+
+    def _dequeue(self, stored: Stored) -> None:
+        self._tiers[stored.request.tier].pop(stored.entry, None)
+
+    def _deliver(self, tier: str, number: int, planner: str) -> Claim:
+        waiting = self._tiers[tier][number]
+        waiting.planner, waiting.deliveries = planner, waiting.deliveries + 1
+        stored = self._records[waiting.request_id]
+        generated = tuple(stored.generated)
+        return Claim(cursor_at(number), stored.request, stored.attempt, generated, stored.deferred_s)
+
+    def _give(self, stored: Stored, stage: Stage, worker: str) -> None:
+        stored.holder = worker
+        self._inflight[worker][stored.request.id] = None
+        self._work[stage, worker].append((stored.request.id, stored.attempt))
+        self._wakeups.wake(f"process {worker}")
+
+    def _put_back(self, stored: Stored) -> None:
+        stored.state, stored.attempt, stored.work = State.QUEUED, stored.attempt + 1, None
+        stored.holder = stored.prefill_worker = stored.decode_worker = None
+        self._enqueue(stored)
+
+    def _accept(self, worker: str, frame: Frame) -> bool:
+        stored = self._records.get(frame.id)
+        if stored is None or stored.state.ended or stored.attempt != frame.attempt or stored.holder != worker:
+            return False
+        skip = len(stored.generated) - frame.position
+        if skip < 0:
+            self._report(stored, worker, ended=True, time_s=frame.time_s)
+            del self._inflight[worker][frame.id]
+            self._put_back(stored)
+            return False
+        fresh = frame.tokens[skip:]
+        if skip and not fresh and not frame.end:
+            return True
+        self._reply(stored, replace(frame, position=frame.position + skip, tokens=fresh))
+        stored.generated.extend(fresh)
+        stored.notes.update(frame.notes)
+        first = bool(fresh) and stored.reported < stored.attempt
+        if first:
+            stored.reported = stored.attempt
+        if first or frame.end:
+            self._report(stored, worker, ended=frame.end is not None, time_s=frame.time_s)
+        if frame.end:
+            self._settle(stored, frame.end)
+        return True
+
+    def _report(self, stored: Stored, worker: str, ended: bool, time_s: float) -> None:
+        news = Progress(stored.request.id, stored.attempt, worker, len(stored.generated), ended, time_s)
+        self._progress.append(self._next(), news)
+        self._wakeups.wake("progress")
+
+    def _settle(self, stored: Stored, end: End) -> None:
+        if stored.holder:
+            self._inflight[stored.holder].pop(stored.request.id, None)
+        stored.state, stored.end, stored.work = end.state, end, None
+        self._finished.append((self._clock(), stored.request.id))
+
+    def _close(self, stored: Stored, end: End) -> None:
+        """End a request from outside of its worker, and tell everyone who may have it."""
+        request_id = stored.request.id
+        self._dequeue(stored)
+        self._settle(stored, end)
+        self._reply(stored, Frame(request_id, stored.attempt, len(stored.generated), (), self._clock(), end))
+        for name in names(stored.holder, stored.prefill_worker, stored.decode_worker, ADMISSION):
+            if name not in self._buried:
+                self._tell(name, Cancel(request_id, stored.attempt, end.reason))
+
+    def _give_up(self, stored: Stored, reason: str) -> None:
+        self._dead_letters.append(DeadLetter(stored.request.id, reason, self._clock()))
+        self._close(stored, End(State.FAILED, reason))
+
+    def _reply(self, stored: Stored, reply: Reply) -> None:
+        if stored.request.reply_to:
+            self._replies[stored.request.reply_to].append(self._next(), reply)
+            self._wakeups.wake(f"api {stored.request.reply_to}")
+
+    def _tell(self, name: str, control: Control) -> None:
+        self._controls[name].append(self._next(), control)
+        self._wakeups.wake(f"process {name}")
