@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field("console", description="json for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced; SLO misses always are")
+    trace_buffer_requests: int = Field(4096, gt=0, description="unsampled traces kept in case they miss their SLO")
+    trace_buffer_s: float = Field(600.0, gt=0, description="how long an unsampled trace is kept in case of a miss")
 
 
 def load_settings() -> Settings:

@@ -1,1 +1,1 @@
-"""Logs, metrics and traces."""
+"""Logs, metrics and traces; each module stands alone."""
