@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from admission.plan import Held, Running, Worker
-from common.messages import Decision, Progress, Record, WorkerState
+from common.messages import Decision, Progress, Record, Verdict, WorkerState
 from common.slo import Objective
 
 
@@ -44,7 +44,7 @@ class Cluster:
         self._running[held.id] = Running(
             id=held.id,
             tier=held.tier,
-            objective=held.objective if decision.tpot_ms is not None else None,
+            objective=held.objective if decision.verdict is Verdict.ADMITTED else None,
             prefill_worker=decision.prefill_worker,
             decode_worker=decision.decode_worker,
             todo_tokens=held.need_tokens,
@@ -60,7 +60,8 @@ class Cluster:
         if decision is None or record.prefill_worker is None or record.decode_worker is None:
             return
         objective = None
-        if decision.tpot_ms is not None and decision.ttft_ms is not None:
+        promised = decision.verdict is Verdict.ADMITTED
+        if promised and decision.tpot_ms is not None and decision.ttft_ms is not None:
             thinking = decision.thinking_tpot_ms
             objective = Objective(
                 request.arrival_s,

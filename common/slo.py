@@ -27,6 +27,11 @@ class Objective:
         """When the first token is due at the client."""
         return self.arrival_s + self.ttft_s
 
+    @property
+    def tightest_tpot_s(self) -> float:
+        """The smaller of the stages' TPOTs."""
+        return self.tpot_s if self.thinking_tpot_s is None else min(self.tpot_s, self.thinking_tpot_s)
+
     def token_due_s(self, n: int, first_token_s: float, thinking_tokens: int | None = 0) -> float:
         """When token ``n`` >= 1 is due.
 

@@ -1,0 +1,141 @@
+"""One piece of work on one engine: from the work stream to its last frame or its hand-off."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from common.engine.interface import Engine, Job, Output
+from common.messages import End, Frame, HandOff, Stage, State, Verdict, Work
+from common.slo import Objective
+from common.worker.outbox import Outbox
+
+LEASE_SHARE = 1 / 3
+"""A hand-off older than this share of its lease is prefilled again: its KV might expire before it is pulled."""
+
+
+@dataclass(slots=True)
+class JobTimes:
+    """What a span needs to know, in epoch seconds."""
+
+    taken_s: float
+    token_times_s: list[float] = field(default_factory=list)
+    notes: dict[str, float] = field(default_factory=dict)
+    end: End | None = None
+    dropped_hand_off: bool = False
+
+
+class WorkJob:
+    """Runs one :class:`Work` for the worker ``worker``; ``times`` tells what happened, also after a failure."""
+
+    def __init__(
+        self,
+        work: Work,
+        stage: Stage,
+        worker: str,
+        engine: Engine,
+        outbox: Outbox,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.work = work
+        self.stage = stage
+        self.times = JobTimes(taken_s=clock())
+        self._worker = worker
+        self._engine = engine
+        self._outbox = outbox
+        self._clock = clock
+        self._generated = work.generated
+
+    @property
+    def stays(self) -> bool:
+        """Whether the request is kept to its end, with no hand-off after the first token."""
+        return self.stage is Stage.DECODE or self.work.decision.decode_worker == self._worker
+
+    async def run(self) -> Work | None:
+        """Generate and emit; returns the work to hand off, None when the request has ended here."""
+        hand_off = self._usable_hand_off()
+        async for output in self._engine.generate(self._job(hand_off)):
+            frame = self._frame(output)
+            sent = self._outbox.put(frame)
+            if output.hand_off is not None:
+                await sent
+                return self._next_work(output.hand_off)
+        if self.times.end is None:
+            raise RuntimeError("the engine ended a job without saying why")
+        return None
+
+    def fail(self, reason: str, detail: str) -> None:
+        """End the request as failed."""
+        self.times.end = End(State.FAILED, reason, detail)
+        request, position = self.work.request, len(self._generated)
+        self._outbox.put(Frame(request.id, self.work.attempt, position, (), self._clock(), self.times.end))
+
+    def _usable_hand_off(self) -> HandOff | None:
+        hand_off = self.work.hand_off
+        if hand_off is None:
+            return None
+        lease_s = hand_off.expires_s - hand_off.produced_s
+        if self._clock() > hand_off.produced_s + lease_s * LEASE_SHARE:
+            self.times.dropped_hand_off = True
+            return None
+        return hand_off
+
+    def _job(self, hand_off: HandOff | None) -> Job:
+        request = self.work.request
+        objective = objective_of(self.work)
+        return Job(
+            id=f"{request.id}-{self.work.attempt}-{self.stage.value}",
+            prompt=request.prompt,
+            sampling=request.sampling,
+            generated=self.work.generated,
+            hand_off=hand_off,
+            keep_kv=not self.stays,
+            tier=request.tier,
+            due_s=None if objective is None else objective.prefill_due_s,
+            tpot_s=None if objective is None else objective.tightest_tpot_s,
+        )
+
+    def _frame(self, output: Output) -> Frame:
+        now_s = self._clock()
+        request, position = self.work.request, len(self._generated)
+        self._generated += output.tokens
+        self.times.token_times_s.extend([now_s] * len(output.tokens))
+        if output.finish is not None:
+            self.times.end = End(State.DONE, output.finish)
+        return Frame(
+            id=request.id,
+            attempt=self.work.attempt,
+            position=position,
+            tokens=output.tokens,
+            time_s=now_s,
+            end=self.times.end,
+            notes=self._notes(output, now_s, first=len(self.times.token_times_s) == len(output.tokens)),
+        )
+
+    def _notes(self, output: Output, now_s: float, first: bool) -> dict[str, float]:
+        notes = dict(output.notes)
+        if first:
+            notes[f"{self.stage.value}_taken_s"] = self.times.taken_s
+            notes["first_token_s" if self.stage is Stage.PREFILL else "decode_first_token_s"] = now_s
+        if self.times.dropped_hand_off and first:
+            notes["hand_off_dropped"] = 1.0
+        if self.times.end is not None:
+            notes["ended_s"] = now_s
+        self.times.notes.update(notes)
+        return notes
+
+    def _next_work(self, hand_off: HandOff) -> Work:
+        return replace(self.work, generated=self._generated, hand_off=replace(hand_off, producer=self._worker))
+
+
+def objective_of(work: Work) -> Objective | None:
+    """The promise that was made, None if nothing was."""
+    decision = work.decision
+    if decision.verdict is not Verdict.ADMITTED or decision.ttft_ms is None or decision.tpot_ms is None:
+        return None
+    thinking_ms = decision.thinking_tpot_ms
+    return Objective(
+        arrival_s=work.request.arrival_s,
+        ttft_s=decision.ttft_ms / 1e3,
+        tpot_s=decision.tpot_ms / 1e3,
+        thinking_tpot_s=None if thinking_ms is None else thinking_ms / 1e3,
+    )

@@ -1,0 +1,81 @@
+"""Frames on their way to Redis: all that an engine step produced travels in one call."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from common.bus.interface import WorkerBus
+from common.errors import BusError, BusUnavailable
+from common.messages import Frame
+from common.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+RETRY_S = 0.1
+
+
+class Outbox:
+    """Collects frames while the previous call is under way; one frame per request and call.
+
+    ``rejected`` is called with the id of a request that this worker has lost: it has ended or was given to another.
+    """
+
+    def __init__(self, bus: WorkerBus, worker: str, rejected: Callable[[str], None]) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._rejected = rejected
+        self._frames: dict[str, Frame] = {}
+        self._sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sending: asyncio.Future[None] | None = None
+        self._pending = asyncio.Event()
+
+    def put(self, frame: Frame) -> "asyncio.Future[None]":
+        """Queue a frame; the future is done when it has been stored, or refused."""
+        before = self._frames.get(frame.id)
+        self._frames[frame.id] = frame if before is None else _joined(before, frame)
+        self._pending.set()
+        return self._sent
+
+    async def run(self) -> None:
+        """Send for ever; frames are sent again until the queue has answered, which is harmless."""
+        while True:
+            await self._pending.wait()
+            self._pending.clear()
+            await self._flush()
+
+    async def flush(self) -> None:
+        """Return when all that was put has been sent."""
+        while self._sending is not None or self._frames:
+            await asyncio.shield(self._sending or self._sent)
+
+    async def _flush(self) -> None:
+        frames, self._frames = list(self._frames.values()), {}
+        sent = self._sending = self._sent
+        self._sent = asyncio.get_running_loop().create_future()
+        try:
+            accepted = await self._emit(frames)
+        except BusError as error:
+            log.error("frames refused", error=str(error), frames=len(frames))
+            accepted = [False] * len(frames)
+        for frame, ok in zip(frames, accepted, strict=True):
+            if not ok:
+                self._rejected(frame.id)
+        self._sending = None
+        sent.set_result(None)
+
+    async def _emit(self, frames: list[Frame]) -> list[bool]:
+        while True:
+            try:
+                return list(await self._bus.emit(self._worker, frames))
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+
+def _joined(first: Frame, second: Frame) -> Frame:
+    """Two frames of one request as one."""
+    return replace(
+        second,
+        position=first.position,
+        tokens=first.tokens + second.tokens,
+        notes={**first.notes, **second.notes},
+    )
