@@ -30,6 +30,7 @@ log = get_logger(__name__)
 RETRY_S = 0.2
 WORKER_POLL_S = 0.1
 BLOCK_S = 0.5
+_NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class AdmissionService:
         self._dirty = asyncio.Event()
         self._stages: dict[str, Stage] = {}
         self._trust_silence_s = 0.0
+        self._claims_unsure = False
         self._report = Report(settings.policy)
 
     @property
@@ -126,8 +128,9 @@ class AdmissionService:
         self._cluster.clear()
 
     def _unreachable(self) -> None:
-        """After an outage nobody could send heartbeats: give workers time before they are declared dead."""
+        """After an outage: workers could not send heartbeats, and the answer to a claim may have been lost."""
         self._trust_silence_s = self._clock() + self._settings.worker_dead_s
+        self._claims_unsure = True
 
     # what happens elsewhere
 
@@ -225,6 +228,10 @@ class AdmissionService:
             return self._fallback.plan(state, now_s)
 
     async def _claim(self) -> None:
+        if self._claims_unsure:
+            mine = await self._bus.reclaim(self._tiers.names, self._name, max_deliveries=_NO_LIMIT)
+            self._claims_unsure = False
+            self._hold([claim for claim in mine if claim.request.id not in self._window])
         for tier in self._tiers.names:
             room = self._window.room()[tier]
             if room > 0:

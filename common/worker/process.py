@@ -1,0 +1,30 @@
+"""The process of a worker: settings, engine, queue and health server around a :class:`WorkerHost`."""
+
+import asyncio
+
+from common.bus.redis import connect
+from common.engine.factory import make_engine
+from common.health import HealthServer
+from common.messages import Stage
+from common.settings import Settings
+from common.worker.host import WorkerHost, stages
+
+READS = (
+    "redis_url namespace model engine dtype max_model_len max_num_seqs max_num_batched_tokens block_size kv_cache_gib "
+    "gpu_memory_utilization tensor_parallel_size trust_remote_code kv_lease_s profile_dir worker_name prefill_may "
+    "decode_may worker_host worker_port nixl_host heartbeat_s worker_dead_s drain_s log_format log_level trace_ratio"
+).split()
+"""Settings that a worker reads."""
+
+
+async def run_worker(prefers: Stage, settings: Settings, stop: asyncio.Event) -> None:
+    """Run one worker until ``stop``; raises EngineDead or WorkerLost when only a new process can go on."""
+    may = stages(settings.prefill_may if prefers is Stage.PREFILL else settings.decode_may)
+    bus = connect(settings)
+    host = WorkerHost(bus, make_engine(settings), settings, prefers, may)
+    try:
+        async with HealthServer(settings.worker_host, settings.worker_port, host.readiness) as health:
+            host.url = health.url
+            await host.run(stop)
+    finally:
+        await bus.close()

@@ -1,0 +1,20 @@
+"""Pulls the KV cache of a prompt from the worker that computed it, and generates tokens on a vLLM engine.
+
+Starting another one of these is all there is to scaling: it finds free ports, registers itself and gets work.
+"""
+
+import asyncio
+
+from common.messages import Stage
+from common.process import run
+from common.settings import Settings
+from common.worker.process import READS, run_worker
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until SIGTERM, then drain."""
+    await run_worker(Stage.DECODE, settings, stop)
+
+
+if __name__ == "__main__":
+    run("decode_worker", main, about=__doc__, reads=READS)
