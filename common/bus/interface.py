@@ -95,6 +95,9 @@ class IngressBus(Protocol):
     async def depths(self, tiers: Sequence[str]) -> Mapping[str, QueueDepth]:
         """Waiting requests by tier."""
 
+    async def leader(self) -> str | None:
+        """Name of the planner that leads now, None if none does."""
+
     async def send(self, name: str, control: Control) -> None:
         """Put a control message before the process ``name`` (a worker's id or ``keys.ADMISSION``)."""
 

@@ -103,6 +103,10 @@ class MemoryBus:
         """See :class:`IngressBus`."""
         return {tier: self._depth(tier) for tier in tiers}
 
+    async def leader(self) -> str | None:
+        """See :class:`IngressBus`."""
+        return self._leader if self._clock() < self._leads_until_s else None
+
     async def send(self, name: str, control: Control) -> None:
         """See :class:`IngressBus`."""
         self._tell(name, _over_the_wire(control))
