@@ -1,0 +1,47 @@
+# Each target sets up .venv first if anything has changed. Needs python3 (>= 3.11), git and make; nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+new_enough := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+find_python = for p in $$PYTHON python3 python3.13 python3.12 python3.11; do \
+	if $$p $(new_enough) 2>/dev/null; then echo $$p; exit; fi; done; \
+	echo "Python 3.11 or newer was not found: install it, or name it: PYTHON=/path/to/python3 make ..." >&2; exit 1
+bin := .venv/bin
+python := $(bin)/python
+export PYTHON
+
+.PHONY: help setup run test check unit vllm-test smoke compose-test clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | column -t -s "$$(printf '\t')" 2>/dev/null \
+		|| grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
+
+setup: ## make .venv with everything that constraints.txt pins (every target does this first)
+	@py=$$($(find_python)); $$py deploy/setup.py
+
+run: setup ## start the whole pipeline on this machine; ARGS="--help" shows its options
+	@exec $(bin)/slos-serve up $(ARGS)
+
+check: setup ## lint and types only
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+unit: setup ## tests that need no vLLM engine
+	$(python) -m pytest -n 2 -m "not vllm and not e2e" -q $(ARGS)
+
+vllm-test: setup ## tests on real vLLM engines, one after the other
+	$(python) -m pytest -m "vllm or e2e" -q $(ARGS)
+
+test: check unit vllm-test ## everything that CI checks
+
+smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is one JSON object
+	@$(python) -m bench.smoke $(ARGS)
+
+compose-test: setup ## docker compose with two workers of each kind; the last line is one JSON object
+	@$(python) deploy/compose_test.py $(ARGS)
+
+clean: ## remove .venv, caches and what runs have left
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis var build dist *.egg-info

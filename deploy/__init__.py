@@ -1,0 +1,1 @@
+"""Set-up, container images and the compose test."""
