@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine")
     trust_remote_code: bool = Field(False, description="run code that the model's repository ships")
     kv_lease_s: float = Field(30.0, gt=1, description="how long a producer keeps KV for a pull")
+    kv_pull_timeout_s: float = Field(5.0, gt=0, description="a KV pull that takes longer is given up and recomputed")
+    enforce_eager: bool | None = Field(None, description="run the model uncompiled; default: only on CPU")
     profile_dir: Path = Field(Path(".cache/profiles"), description="where latency profiles are kept")
 
     # workers
@@ -75,6 +77,8 @@ class Settings(BaseSettings):
     batch_tier: str = Field("batch", description="tier in which the lines of batches wait")
     batch_slice_s: float = Field(30.0, gt=0, le=300, description="longest run of a batch task before it queues itself")
     batch_lock_s: float = Field(15.0, gt=0.1, le=300, description="a batch whose task is silent for this is resumed")
+    celery_concurrency: int = Field(2, gt=0, description="background tasks of one Celery worker at a time")
+    celery_metrics_port: int = Field(0, ge=0, le=65535, description="metrics port of a Celery worker; 0: none")
     refit_s: float = Field(30.0, gt=0, description="between two refits of the latency model")
 
     # telemetry
