@@ -26,6 +26,10 @@ class Keys:
         """Hash: the durable state of one request."""
         return self._key("request", request_id)
 
+    def tokens(self, request_id: str) -> str:
+        """String: the tokens of one request so far, as uint32; apart from the record so that it can be appended to."""
+        return self._key("tokens", request_id)
+
     def work(self, stage: str, worker: str) -> str:
         """Stream: work for one worker and stage (``prefill:<worker>``, ``decode:<worker>``)."""
         return self._key(stage, worker)
@@ -46,6 +50,10 @@ class Keys:
         """String with expiry: a worker's last heartbeat."""
         return self._key("worker", worker)
 
+    def buried(self, worker: str) -> str:
+        """String with expiry: this worker was declared dead and must stop."""
+        return self._key("buried", worker)
+
     @property
     def workers(self) -> str:
         """Set: ids of workers that have registered and not been buried."""
@@ -57,6 +65,11 @@ class Keys:
         return self._key("progress")
 
     @property
+    def arrivals(self) -> str:
+        """Stream of one entry: the latest arrival in any tier, to wake the planner."""
+        return self._key("arrivals")
+
+    @property
     def leader(self) -> str:
         """String with expiry: the planner leader's name."""
         return self._key("leader")
@@ -65,6 +78,11 @@ class Keys:
     def epoch(self) -> str:
         """Counter: fencing token of the present leader."""
         return self._key("epoch")
+
+    @property
+    def led_by(self) -> str:
+        """String: the planner that :attr:`epoch` was given to."""
+        return self._key("led-by")
 
     @property
     def finished(self) -> str:

@@ -1,0 +1,132 @@
+"""The planner's verbs on Redis."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.bus.interface import START, Claim, Cursor
+from common.bus.redis_client import RedisClient, log
+from common.bus.redis_wire import claim_from, progress_from, record_from
+from common.codec import decode, encode
+from common.errors import CodecError
+from common.messages import Decided, Decision, End, Progress, Record, State, Verdict, Work, WorkerState
+
+BATCH = 100
+READ_COUNT = 512
+
+POISON = encode(End(State.FAILED, "poison"))
+WORKER_DIED = encode(End(State.FAILED, "worker_died"))
+CORRUPT = encode(End(State.FAILED, "corrupt"))
+
+
+class RedisAdmission(RedisClient):
+    """See :class:`common.bus.interface.AdmissionBus`."""
+
+    async def lead(self, planner: str, ttl_s: float) -> int | None:
+        """See the interface."""
+        token: int | None = await self._run("lead", planner, max(1, round(ttl_s * 1000)))
+        return token
+
+    async def resign(self, planner: str) -> None:
+        """See the interface."""
+        await self._run("resign", planner)
+
+    async def claim(self, tier: str, planner: str, count: int) -> Sequence[Claim]:
+        """See the interface."""
+        if count <= 0:
+            return []
+        return await self._readable(tier, await self._run("claim", tier, planner, count))
+
+    async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
+        """See the interface."""
+        claims = []
+        for tier in tiers:
+            cursor = START
+            while True:
+                answer = await self._run("reclaim", tier, planner, cursor, BATCH, max_deliveries, POISON)
+                claims += await self._readable(tier, answer[1])
+                cursor = answer[0].decode()
+                if cursor == START:
+                    break
+        return claims
+
+    async def _readable(self, tier: str, answers: Sequence[Any]) -> list[Claim]:
+        claims = []
+        for entry, request_id, request, attempt, deferred_s, tokens in answers:
+            try:
+                claims.append(claim_from(entry, request, attempt, deferred_s, tokens))
+            except CodecError as error:
+                log.warning("request %s can't be read: %s", request_id.decode(errors="replace"), error)
+                await self._run("bury_entry", tier, entry, request_id, CORRUPT, "corrupt")
+        return claims
+
+    async def note(self, claim: Claim, decision: Decision, token: int) -> bool:
+        """See the interface."""
+        request_id = claim.request.id
+        deferred_s = decision.decided_s if decision.verdict is Verdict.DEFERRED else ""
+        decided = encode(Decided(request_id, claim.attempt, decision))
+        return bool(await self._run("note", token, request_id, claim.attempt, encode(decision), deferred_s, decided))
+
+    async def dispatch(self, claim: Claim, work: Work, token: int) -> bool:
+        """See the interface."""
+        decision, request_id = work.decision, claim.request.id
+        if decision.prefill_worker is None:
+            raise ValueError("a dispatch needs a prefill worker")
+        answer = await self._run(
+            "dispatch",
+            token,
+            claim.request.tier,
+            claim.entry,
+            request_id,
+            work.attempt,
+            decision.prefill_worker,
+            decision.decode_worker or "",
+            encode(decision),
+            encode(work),
+            encode(Decided(request_id, work.attempt, decision)),
+        )
+        return bool(answer)
+
+    async def requeue(self, worker: str, token: int, max_deaths: int = 2) -> Sequence[str]:
+        """See the interface; done in steps, so that many requests don't keep Redis from others."""
+        requeued: list[str] = []
+        left = 1
+        while left:
+            left, ids = await self._run("requeue", token, worker, max_deaths, BATCH, WORKER_DIED)
+            requeued += [request_id.decode() for request_id in ids]
+        return requeued
+
+    async def workers(self) -> Mapping[str, WorkerState | None]:
+        """See the interface; a worker whose heartbeat this build can't read is left out."""
+        found: dict[str, WorkerState | None] = {}
+        for name, blob in await self._run("workers"):
+            try:
+                found[name.decode()] = decode(blob, WorkerState) if blob else None
+            except CodecError as error:
+                log.warning("heartbeat of %s can't be read: %s", name.decode(), error)
+        return found
+
+    async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
+        """See the interface; the cursor is one of the log and one of the arrivals."""
+        seen, _, arrived = after.partition(",")
+        log_key, arrivals = self.keys.progress, self.keys.arrivals
+        found = await self._follow({log_key: seen, arrivals: arrived or START}, block_s, READ_COUNT)
+        entries, news = found.get(log_key, []), found.get(arrivals, [])
+        seen = entries[-1][0] if entries else seen
+        arrived = news[-1][0] if news else arrived or START
+        return f"{seen},{arrived}", progress_from(entries)
+
+    async def inflight(self, worker: str) -> Sequence[Record]:
+        """See the interface; corrupt records are left out."""
+        ids = await self._command("SMEMBERS", self.keys.inflight(worker))
+        records = []
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), BATCH):
+            for fields, tokens in await self._run("read", *ordered[start : start + BATCH]):
+                try:
+                    record = record_from(fields, tokens)
+                except CodecError as error:
+                    log.warning("record of a request of %s can't be read: %s", worker, error)
+                    continue
+                if record and not record.state.ended:
+                    records.append(record)
+        return records

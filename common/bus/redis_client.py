@@ -1,0 +1,175 @@
+"""Connections, scripts and errors of the Redis bus; the roles are mixed in by :class:`common.bus.redis.RedisBus`."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, Self
+
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from common.bus.interface import START, Cursor
+from common.errors import BusError, BusFull, BusUnavailable, LeadershipLost
+from common.keys import ADMISSION, PLANNERS, Keys
+
+COMMAND_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+MAX_BLOCK_S = 10.0
+MAX_CONNECTIONS = 32
+LOG_BOUND = 10_000
+STREAM_TTL_S = 3600
+BURIED_TTL_S = 86400
+
+log = logging.getLogger(__name__)
+
+_SCRIPTS = Path(__file__).with_name("lua")
+_LIBRARY = f"""
+local PLANNERS, ADMISSION = '{PLANNERS}', '{ADMISSION}'
+local LOG_BOUND, STREAM_TTL_S, BURIED_TTL_S = {LOG_BOUND}, {STREAM_TTL_S}, {BURIED_TTL_S}
+""" + (_SCRIPTS / "lib.lua").read_text()
+_UNAVAILABLE = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY")
+
+Entry = tuple[str, Sequence[bytes]]
+"""An entry of a stream: its id, then its fields and values in turn."""
+
+
+class Script:
+    """One file of ``lua/`` with the shared library before it."""
+
+    def __init__(self, name: str) -> None:
+        self.source = _LIBRARY + (_SCRIPTS / f"{name}.lua").read_text()
+        self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+_SOURCES = {path.stem: Script(path.stem) for path in _SCRIPTS.glob("*.lua") if path.stem != "lib"}
+
+
+class RedisClient:
+    """A Redis for short verbs and one for blocking reads, each with its own connections.
+
+    Nothing is retried here: a verb that fails with BusUnavailable may be repeated by its caller. Connections that
+    Redis has closed are replaced unseen.
+    """
+
+    def __init__(self, url: str, keys: Keys) -> None:
+        self.keys = keys
+        # redis-py's execute_command has no types
+        self._redis: Any = Redis.from_pool(
+            BlockingConnectionPool.from_url(
+                url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_S, **_options(COMMAND_TIMEOUT_S)
+            )
+        )
+        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **_options(MAX_BLOCK_S + COMMAND_TIMEOUT_S)))
+        clients: tuple[Any, Any] = (self._redis, self._blocking)
+        for client in clients:
+            client.set_response_callback("XREAD", _as_is)
+            client.set_response_callback("XREVRANGE", _as_is)
+        self._script_keys = _script_keys(keys)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._redis.aclose()
+        await self._blocking.aclose()
+
+    async def ping(self) -> None:
+        """Raise BusUnavailable unless Redis answers."""
+        await self._command("PING")
+
+    async def _command(self, *arguments: Any) -> Any:
+        with bus_errors():
+            return await self._redis.execute_command(*arguments)
+
+    async def _run(self, name: str, *arguments: Any) -> Any:
+        script = _SOURCES[name]
+        rest = (len(self._script_keys), *self._script_keys, *arguments)
+        with bus_errors():
+            try:
+                return await self._redis.execute_command("EVALSHA", script.sha, *rest)
+            except NoScriptError:
+                return await self._redis.execute_command("EVAL", script.source, *rest)
+
+    async def _follow(
+        self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None = None
+    ) -> dict[str, list[Entry]]:
+        """Entries after each stream's cursor, waiting for the first; the stream ``forget`` loses those before it."""
+        wait = ("BLOCK", math.ceil(min(block_s, MAX_BLOCK_S) * 1000)) if block_s > 0 else ()
+        pipe = self._blocking.pipeline(transaction=False)
+        if forget is not None and streams[forget] != START:
+            pipe.execute_command("XTRIM", forget, "MINID", following(streams[forget]))
+        pipe.execute_command("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
+        with bus_errors():
+            found = (await pipe.execute())[-1] or ()
+        return {stream.decode(): [(entry.decode(), fields) for entry, fields in entries] for stream, entries in found}
+
+
+def following(cursor: Cursor) -> Cursor:
+    """The smallest id after a cursor."""
+    time_ms, _, number = cursor.partition("-")
+    return f"{time_ms}-{int(number) + 1}"
+
+
+def pairs(fields: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Names and values of a stream entry; names may repeat."""
+    return zip((name.decode(errors="replace") for name in fields[::2]), fields[1::2], strict=True)
+
+
+@contextmanager
+def bus_errors() -> Iterator[None]:
+    """Turn what redis-py raises into the errors of the bus."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        raise BusUnavailable(f"Redis can't be reached: {error}") from error
+    except RedisError as error:
+        text = str(error)
+        if "FENCED" in text:
+            raise LeadershipLost(text) from None
+        if "OOM " in text:
+            raise BusFull("Redis is out of memory") from error
+        if type(error).__name__ == "ReadOnlyError" or text.startswith(_UNAVAILABLE):
+            raise BusUnavailable(text) from error
+        raise BusError(text) from error
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "protocol": 2,  # one form of replies for all servers and versions of redis-py
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def _as_is(reply: Any, **_: Any) -> Any:
+    return reply
+
+
+def _script_keys(keys: Keys) -> tuple[str, ...]:
+    """KEYS of every script, in the order of ``lib.lua``; with an empty name they are prefixes."""
+    by_name = (keys.record, keys.tokens, keys.requests, lambda name: keys.work("prefill", name))
+    more = (lambda name: keys.work("decode", name), keys.inflight, keys.replies, keys.control, keys.worker, keys.buried)
+    return (
+        *(key("") for key in (*by_name, *more)),
+        keys.workers,
+        keys.progress,
+        keys.arrivals,
+        keys.leader,
+        keys.epoch,
+        keys.led_by,
+        keys.finished,
+        keys.dead_letters,
+    )
