@@ -52,6 +52,7 @@ class Cluster:
             generated_tokens=held.generated_tokens,
             max_tokens=held.max_tokens,
             first_token_s=None,
+            dispatched_s=decision.decided_s,
         )
 
     def adopt(self, record: Record) -> None:
@@ -82,6 +83,7 @@ class Cluster:
             generated_tokens=len(record.generated),
             max_tokens=max(1, request.sampling.max_tokens - len(record.generated)),
             first_token_s=decision.decided_s if record.generated else None,
+            dispatched_s=decision.decided_s,
         )
 
     def progressed(self, progress: Progress) -> None:

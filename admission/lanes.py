@@ -57,8 +57,8 @@ class Lane:
         self.tightest_tpot_s = min(self.tightest_tpot_s, tpot_s)
 
 
-def lanes_of(state: ClusterState) -> dict[str, Lane]:
-    """All live workers with what they have been given already."""
+def lanes_of(state: ClusterState, now_s: float) -> dict[str, Lane]:
+    """All live workers with what they have been given already; a worker runs its prompts in the order it got them."""
     lanes = {worker.id: Lane(worker) for worker in state.workers.values()}
     for running in state.running:
         tpot_s = (
@@ -70,11 +70,16 @@ def lanes_of(state: ClusterState) -> dict[str, Lane]:
         if decode is not None:
             total = running.context_tokens + max(0, running.max_tokens - running.generated_tokens)
             decode.add_decoder(running.context_tokens, total, tpot_s)
-    for running in state.running:
+    free_s = dict.fromkeys(lanes, now_s)
+    for running in sorted(state.running, key=lambda running: running.dispatched_s):
         prefill = lanes.get(running.prefill_worker)
         if prefill is not None and running.todo_tokens:
-            prefill.add_prefill(running.todo_tokens, prefill.prefill_s(running.todo_tokens))
+            start_s = min(now_s, running.dispatched_s) if not prefill.backlog_tokens else free_s[prefill.worker.id]
+            free_s[prefill.worker.id] = start_s + prefill.prefill_s(running.todo_tokens)
+            prefill.backlog_tokens += running.todo_tokens
             prefill.sent_tokens += running.todo_tokens
+    for name, lane in lanes.items():
+        lane.backlog_s = max(0.0, free_s[name] - now_s)
     return lanes
 
 

@@ -32,7 +32,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A dispatched request that has not ended.
+    """A dispatched request that has not ended; ``dispatched_s`` is when its prefill worker got it.
 
     Until its first token it counts with ``todo_tokens`` prompt tokens on its prefill worker, then as a decoder on
     its decode worker. ``objective`` is None for best effort.
@@ -48,6 +48,7 @@ class Running:
     generated_tokens: int
     max_tokens: int
     first_token_s: float | None
+    dispatched_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,8 @@ class AdmissionService:
         while True:
             timeout_s = BLOCK_S if wake_s is None else min(BLOCK_S, max(0.0, wake_s - self._clock()))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._dirty.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._dirty.wait()
             self._dirty.clear()
             lead = self._lead
             if lead is None:

@@ -49,7 +49,7 @@ class EarliestDeadlineFirst:
 
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Decide on the held requests; in O(requests * workers)."""
-        cycle = _Cycle(state, now_s, lanes_of(state))
+        cycle = _Cycle(state, now_s, lanes_of(state, now_s))
         if not pool(cycle.lanes.values(), Stage.PREFILL) or not pool(cycle.lanes.values(), Stage.DECODE):
             return cycle.plan()
         unpromised = []

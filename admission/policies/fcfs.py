@@ -13,7 +13,7 @@ class FirstComeFirstServed:
 
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Dispatch everything in arrival order, as long as there is a worker for each stage."""
-        lanes = lanes_of(state)
+        lanes = lanes_of(state, now_s)
         dispatch: dict[str, Decision] = {}
         for held in sorted(state.held, key=lambda held: (held.arrival_s, held.id)):
             prefill = min(

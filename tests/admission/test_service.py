@@ -1,0 +1,199 @@
+"""The planner service with real workers on simulated engines."""
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+from admission.plan import ClusterState, Plan
+from common.bus.memory import MemoryBus
+from common.latency_model import LatencyModel, Piece
+from common.messages import End, Overload, Request, Sampling, Slo, Stage, State, Verdict
+from tests.factories import make_request
+from tests.pipeline import Pipeline, quick_settings, running_pipeline, until
+
+SLOW = LatencyModel((Piece(k_token=1e-4, k_draft=0.0, base=0.05),))
+
+
+def arriving(**changes: Any) -> Request:
+    return make_request(arrival_s=time.time(), **changes)
+
+
+async def test_a_request_goes_through_prefill_and_decode_and_ends_once() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving(sampling=Sampling(max_tokens=12))
+        await bus.submit(request, 100)
+        tokens, decisions = await pipeline.text("api", request.id)
+        record = await pipeline.ended(request.id)
+        assert len(tokens) == 12
+        assert tuple(tokens) == record.generated
+        assert record.state is State.DONE
+        assert record.end == End(State.DONE, "length")
+        assert [item.decision.verdict for item in decisions] == [Verdict.ADMITTED]
+        assert record.prefill_worker == pipeline.nodes[0].host.id
+        assert record.decode_worker == pipeline.nodes[1].host.id
+
+
+async def test_predictions_and_timings_are_in_the_record() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving()
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.decision is not None
+        assert record.decision.predicted_ttft_ms is not None
+        assert {"prefill_taken_s", "first_token_s", "decode_taken_s", "ended_s"} <= set(record.notes)
+
+
+async def test_what_can_not_be_promised_is_rejected_when_its_sender_asked_for_that() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving(slo=Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0), overload=Overload.REJECT)
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.end is not None
+        assert (record.state, record.end.reason) == (State.REJECTED, "slo_not_possible")
+        assert record.end.retry_after_s is not None
+        assert record.end.retry_after_s > 0
+
+
+async def test_what_can_not_be_promised_is_deferred_and_completes_otherwise() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving(slo=Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0))
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.state is State.DONE
+        assert record.decision is not None
+        assert record.decision.verdict is Verdict.DEFERRED
+
+
+async def test_without_workers_a_request_waits_and_is_served_when_they_come() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=0, decode=0) as pipeline:
+        request = arriving(slo=Slo(ttft_ms=None, ttft_slowdown=1e6, tpot_ms=100.0))
+        await bus.submit(request, 100)
+        await pipeline.add_worker(Stage.PREFILL)
+        assert (await pipeline.ended(request.id)).state is State.DONE
+
+
+async def test_a_request_whose_patience_runs_out_is_told_so() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=0, decode=0) as pipeline:
+        request = arriving(patience_ms=50.0)
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.end is not None
+        assert (record.state, record.end.reason) == (State.EXPIRED, "patience_exceeded")
+
+
+async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        expected = arriving(sampling=Sampling(max_tokens=400))
+        await bus.submit(expected, 100)
+        truth = (await pipeline.ended(expected.id)).generated
+        request = arriving(sampling=Sampling(max_tokens=400), reply_to="other")
+        await bus.submit(request, 100)
+        await until_generated(pipeline, request, 20)
+        await pipeline.nodes[1].kill()
+        record = await pipeline.ended(request.id)
+        tokens, _ = await pipeline.text("other", request.id)
+        assert record.attempt > 1
+        assert tuple(tokens) == truth == record.generated
+
+
+async def test_an_engine_that_dies_ends_its_worker_and_nothing_is_lost() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=2) as pipeline:
+        requests = [arriving(sampling=Sampling(max_tokens=200)) for _ in range(6)]
+        for request in requests:
+            await bus.submit(request, 100)
+        await until_generated(pipeline, requests[-1], 5)
+        pipeline.nodes[2].engine.kill()  # type: ignore[attr-defined]  # the simulated engine's
+        records = [await pipeline.ended(request.id) for request in requests]
+        assert {record.state for record in records} == {State.DONE}
+        assert {len(record.generated) for record in records} == {200}
+
+
+async def test_a_standby_takes_over_what_the_leader_held_and_ran() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        running = arriving(sampling=Sampling(max_tokens=300))
+        await bus.submit(running, 100)
+        await until_generated(pipeline, running, 5)
+        standby = await pipeline.add_planner("standby")
+        pipeline._background[0].cancel()
+        await asyncio.gather(pipeline._background[0], return_exceptions=True)
+        waiting = arriving()
+        await bus.submit(waiting, 100)
+        assert (await pipeline.ended(waiting.id)).state is State.DONE
+        assert standby.leading
+        assert (await pipeline.ended(running.id)).state is State.DONE
+
+
+async def test_a_cancelled_request_stops_everywhere_and_frees_its_kv() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving(sampling=Sampling(max_tokens=3000))
+        await bus.submit(request, 100)
+        await until_generated(pipeline, request, 5)
+        assert await bus.end(request.id, End(State.CANCELLED, "client"))
+        for node in pipeline.nodes:
+            await until(lambda node=node: node.engine.load().free_blocks == 2000)  # type: ignore[misc]
+        assert pipeline.services[0]._cluster.running == ()
+
+
+async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> None:
+    class Broken:
+        def plan(self, state: ClusterState, now_s: float) -> Plan:
+            raise RuntimeError("a bug")
+
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        pipeline.services[0]._policy = Broken()
+        request = arriving()
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.state is State.DONE
+        assert record.decision is not None
+        assert record.decision.reason == "unplanned"
+
+
+async def test_a_draining_worker_gets_no_more_work_and_finishes_what_it_has() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, decode=2) as pipeline:
+        request = arriving(sampling=Sampling(max_tokens=300))
+        await bus.submit(request, 100)
+        await until_generated(pipeline, request, 5)
+        record = await bus.record(request.id)
+        assert record is not None
+        node = next(node for node in pipeline.nodes if node.host.id == record.decode_worker)
+        node.stop.set()
+        await asyncio.wait_for(node.task, 10)
+        assert (await pipeline.ended(request.id)).attempt == record.attempt
+        after = arriving()
+        await bus.submit(after, 100)
+        assert (await pipeline.ended(after.id)).decode_worker != node.host.id
+
+
+async def test_many_requests_over_several_tiers_all_end() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=2, decode=2) as pipeline:
+        requests = [arriving(tier=tier) for tier in ("chat", "code", "batch") for _ in range(40)]
+        requests = [replace(request, slo=None) if request.tier == "batch" else request for request in requests]
+        for request in requests:
+            await bus.submit(request, 1000)
+        states = {(await pipeline.ended(request.id)).state for request in requests}
+        assert states == {State.DONE}
+        assert quick_settings().window >= 1
+
+
+async def until_generated(pipeline: Pipeline, request: Request, tokens: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            record = await pipeline.bus.record(request.id)
+            if record is not None and len(record.generated) >= tokens:
+                return
+            await asyncio.sleep(0.002)

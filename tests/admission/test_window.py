@@ -1,0 +1,46 @@
+"""The window is bounded, and no tier starves in it."""
+
+from admission.window import Window
+from common.bus.interface import Claim
+from tests.factories import make_request, make_worker
+
+
+def claims(tier: str, count: int) -> list[Claim]:
+    return [Claim(entry="1-1", request=make_request(tier=tier), attempt=1) for _ in range(count)]
+
+
+def test_a_tier_may_fill_the_window_but_for_what_is_kept_for_others() -> None:
+    window = Window(16, ["a", "b"])
+    assert window.room() == {"a": 12, "b": 12}
+    window.add(claims("a", 12), [], 0.0)
+    assert window.room() == {"a": 0, "b": 4}
+
+
+def test_the_kept_room_is_given_back_when_its_tier_uses_it() -> None:
+    window = Window(16, ["a", "b"])
+    window.add(claims("b", 4), [], 0.0)
+    assert window.room() == {"a": 12, "b": 8}
+
+
+def test_an_slo_in_slowdowns_is_resolved_once_an_engine_is_known() -> None:
+    from common.messages import Slo
+
+    window = Window(4, ["chat"])
+    request = make_request(slo=Slo(ttft_ms=None, ttft_slowdown=5.0, tpot_ms=50.0), prompt=tuple(range(100)))
+    window.add([Claim("1-1", request, 1)], [], 0.0)
+    waiting = window.get(request.id)
+    assert waiting is not None
+    assert waiting.held.objective is None
+    window.resolve([make_worker()])
+    resolved = window.get(request.id)
+    assert resolved is not None
+    assert resolved.held.objective is not None
+    assert abs(resolved.held.objective.ttft_s - 5 * 0.0151) < 1e-9
+
+
+def test_patience_is_counted_from_arrival() -> None:
+    window = Window(4, ["chat"])
+    request = make_request(arrival_s=100.0, patience_ms=2000.0)
+    window.add([Claim("1-1", request, 1)], [], 101.0)
+    assert window.out_of_patience(102.0) == []
+    assert [waiting.claim.request.id for waiting in window.out_of_patience(102.1)] == [request.id]
