@@ -18,7 +18,7 @@ from common.telemetry.logs import get_logger
 Readiness = Callable[[], Awaitable[Mapping[str, bool]] | Mapping[str, bool]]
 """Named checks, each true if it holds; a process is ready when all do."""
 
-_CHECK_TIMEOUT_S = 2.0
+CHECK_TIMEOUT_S = 2.0
 _log = get_logger(__name__)
 
 
@@ -28,10 +28,10 @@ class HealthServer:
     ``port`` 0 takes a free one, which :attr:`port` tells once :meth:`start` has returned.
     """
 
-    def __init__(self, host: str, port: int, readiness: Readiness) -> None:
+    def __init__(self, host: str, port: int, readiness: Readiness, check_timeout_s: float = CHECK_TIMEOUT_S) -> None:
         self._host = host
         self._wanted_port = port
-        self._readiness = readiness
+        self._routes = routes(readiness, check_timeout_s)
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = port
@@ -48,7 +48,7 @@ class HealthServer:
         self.port = listening.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
-                Starlette(routes=routes(self._readiness)),
+                Starlette(routes=self._routes),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -75,23 +75,23 @@ class HealthServer:
         await self.stop()
 
 
-def routes(readiness: Readiness) -> list[Route]:
+def routes(readiness: Readiness, check_timeout_s: float = CHECK_TIMEOUT_S) -> list[Route]:
     """The three routes, for a process that has an HTTP application of its own to mount them in."""
 
     async def readyz(_request: Request) -> Response:
-        checks = await check(readiness)
+        checks = await check(readiness, check_timeout_s)
         ready = all(checks.values())
         return JSONResponse({"ready": ready, "checks": checks}, status_code=200 if ready else 503)
 
     return [Route("/healthz", _healthz), Route("/readyz", readyz), Route("/metrics", _metrics)]
 
 
-async def check(readiness: Readiness) -> dict[str, bool]:
-    """The checks' results; one that fails by raising, or takes over two seconds, counts as ``{"checks": False}``."""
+async def check(readiness: Readiness, timeout_s: float = CHECK_TIMEOUT_S) -> dict[str, bool]:
+    """The checks' results; ``{"checks": False}`` if they raise or take longer than the timeout."""
     try:
         result = readiness()
         if inspect.isawaitable(result):
-            result = await asyncio.wait_for(result, _CHECK_TIMEOUT_S)
+            result = await asyncio.wait_for(result, timeout_s)
         return dict(result)
     except Exception as error:
         _log.warning("a readiness check failed", error=type(error).__name__)

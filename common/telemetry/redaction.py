@@ -7,8 +7,11 @@ from typing import Any
 
 REDACTED = "[redacted]"
 
-_SECRET_PARTS = ("authorization", "api_key", "apikey", "password", "passwd", "secret", "cookie", "credential")
-_SECRET_NAMES = ("key", "token", "auth")
+_SECRET_PARTS = (
+    *("authorization", "api_key", "apikey", "private_key", "access_key"),
+    *("password", "passwd", "secret", "cookie", "credential"),
+)
+_SECRET_NAMES = ("token", "auth")
 _CONTENT_NAMES = frozenset(
     {
         *("prompt", "prompts", "prompt_token_ids", "token_ids", "stop_token_ids", "tokens", "generated"),
@@ -19,16 +22,19 @@ _CONTENT_NAMES = frozenset(
 _MAX_DEPTH = 6
 _MAX_ITEMS = 32
 _MAX_NUMBERS = 8
+_MAX_CHARACTERS = 16_384
 
-_URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/?#@]*:)[^\s/?#]+@", re.IGNORECASE)
+# every repetition below is bounded or can't be split in two ways, so that no text takes long
+
+_URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]{0,30}://[^\s:/?#@]{0,256}:)[^\s/?#]{1,512}@", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"\b(?P<head>bearer|basic)\s+[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
 _NAMED_SECRET = re.compile(
-    r"(?P<head>\b[\w-]*(?:api[_-]?key|password|passwd|secret|(?<![a-z])token)['\"]?\s*[=:]\s*['\"]?)[^\s'\",;&)\]}]+",
+    r"(?P<head>\b[\w-]{0,40}?(?:api[_-]?key|password|passwd|secret|(?<![a-z])token)['\"]?\s*[=:]\s*['\"]?)[^\s'\",;&)\]}]+",
     re.IGNORECASE,
 )
 _NUMBERS = re.compile(rf"[\[(]\s*(?:-?\d+\s*,\s*){{{_MAX_NUMBERS},}}-?\d*\s*[\])]")
 _NAMED_TEXT = re.compile(
-    r"(?P<head>\b(?:prompt|text|content|input|completion)['\"]?\s*[=:]\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
+    r"(?P<head>\b(?:prompt|text|content|input|input_value|completion)['\"]?\s*[=:]\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
     re.IGNORECASE,
 )
 
@@ -49,7 +55,9 @@ def redact(name: str, value: Any, depth: int = 0) -> Any:
 
 
 def redact_text(text: str) -> str:
-    """Text without passwords in URLs, credentials, named secrets, quoted prompts and runs of token ids."""
+    """Text without passwords in URLs, credentials, named secrets, quoted prompts and runs of token ids; bounded."""
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[:_MAX_CHARACTERS]} [{len(text) - _MAX_CHARACTERS} characters left out]"
     for pattern in (_URL_PASSWORD, _CREDENTIALS, _NAMED_SECRET, _NAMED_TEXT):
         text = pattern.sub(lambda match: match["head"] + REDACTED + ("@" if match[0].endswith("@") else ""), text)
     return _NUMBERS.sub(REDACTED, text)

@@ -48,19 +48,19 @@ class RecordUnsampled(Sampler):
 
 
 @dataclass(slots=True)
-class _Trace:
-    """Spans of one trace that nobody has asked for; ``kept`` once somebody has."""
+class _Held:
+    """Spans of one trace that nobody has asked for yet."""
 
     since_s: float
     spans: list[ReadableSpan] = field(default_factory=list)
-    kept: bool = False
 
 
 class KeepProcessor(SpanProcessor):
     """Passes sampled spans to ``exporting`` and holds the others by trace until they are kept or forgotten.
 
-    At most ``max_traces`` traces of at most ``max_spans`` spans are known, each for ``max_age_s`` since it was first
-    seen (or kept); the oldest go first. What an exported span links to is kept too, so that no link dangles.
+    At most ``max_traces`` traces of at most ``max_spans`` spans are held, each for ``max_age_s`` since its first span
+    ended; the oldest go first. As many kept traces are remembered, for as long. What an exported span links to is
+    kept too, so that no link dangles.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class KeepProcessor(SpanProcessor):
         self._max_age_s = max_age_s
         self._max_spans = max_spans
         self._clock = clock
-        self._traces: OrderedDict[int, _Trace] = OrderedDict()
+        self._held: OrderedDict[int, _Held] = OrderedDict()
+        self._kept_s: OrderedDict[int, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, trace_id: int) -> int:
@@ -87,10 +88,10 @@ class KeepProcessor(SpanProcessor):
         return len(spans)
 
     def held(self) -> int:
-        """How many traces are known, held or kept."""
+        """How many traces are held."""
         with self._lock:
             self._forget()
-            return len(self._traces)
+            return len(self._held)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Nothing to do."""
@@ -100,33 +101,38 @@ class KeepProcessor(SpanProcessor):
         context = span.context
         if context is None:
             return
-        if context.trace_flags.sampled:
-            self._export(span)
-            return
-        with self._lock:
-            self._forget()
-            trace = self._traces.setdefault(context.trace_id, _Trace(self._clock()))
-            if not trace.kept and len(trace.spans) < self._max_spans:
-                trace.spans.append(span)
-        if trace.kept:
+        if context.trace_flags.sampled or not self._hold(context.trace_id, span):
             self._export(span)
 
     def shutdown(self) -> None:
         """Forget what is held and shut the exporting processor down."""
         with self._lock:
-            self._traces.clear()
+            self._held.clear()
+            self._kept_s.clear()
         self._exporting.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Flush the exporting processor."""
         return self._exporting.force_flush(timeout_millis)
 
+    def _hold(self, trace_id: int, span: ReadableSpan) -> bool:
+        """Hold a span; False if its trace is kept."""
+        with self._lock:
+            self._forget()
+            if trace_id in self._kept_s:
+                return False
+            held = self._held.setdefault(trace_id, _Held(self._clock()))
+            if len(held.spans) < self._max_spans:
+                held.spans.append(span)
+            return True
+
     def _keep(self, trace_id: int) -> list[ReadableSpan]:
         with self._lock:
             self._forget()
-            trace = self._traces.pop(trace_id, None)
-            self._traces[trace_id] = _Trace(self._clock(), kept=True)
-            return trace.spans if trace is not None else []
+            self._kept_s[trace_id] = self._clock()
+            self._kept_s.move_to_end(trace_id)
+            held = self._held.pop(trace_id, None)
+            return held.spans if held is not None else []
 
     def _export(self, span: ReadableSpan) -> None:
         self._exporting.on_end(_sampled(span))
@@ -136,12 +142,11 @@ class KeepProcessor(SpanProcessor):
                     self._exporting.on_end(_sampled(linked))
 
     def _forget(self) -> None:
-        now_s = self._clock()
-        while self._traces:
-            oldest = next(iter(self._traces.values()))
-            if len(self._traces) <= self._max_traces and now_s - oldest.since_s <= self._max_age_s:
-                return
-            self._traces.popitem(last=False)
+        past_s = self._clock() - self._max_age_s
+        while self._held and (len(self._held) > self._max_traces or next(iter(self._held.values())).since_s < past_s):
+            self._held.popitem(last=False)
+        while self._kept_s and (len(self._kept_s) > self._max_traces or next(iter(self._kept_s.values())) < past_s):
+            self._kept_s.popitem(last=False)
 
 
 def _sampled(span: ReadableSpan) -> ReadableSpan:

@@ -185,9 +185,9 @@ def record_span(
     Without a ``parent`` it starts a trace of its own. ``error`` (a code, never user text) marks it as failed.
     While tracing is off the parent's carrier is returned.
     """
-    context = _context(parent) if parent is not None else Context()
     if not enabled():
-        return inject(context)
+        return _passed_on(parent)
+    context = _context(parent) if parent is not None else Context()
     try:
         start_ns = int(start_s * 1e9)
         done = tracer().start_span(name, context, kind, present(attributes), _links(links), start_ns)
@@ -215,6 +215,12 @@ def present(attributes: Attributes | None) -> dict[str, AttributeValue]:
 
 def _context(parent: Carrier | Context | None) -> Context | None:
     return parent if parent is None or isinstance(parent, Context) else extract(parent)
+
+
+def _passed_on(parent: Carrier | Context | None) -> dict[str, str]:
+    if isinstance(parent, Context):
+        return inject(parent)
+    return {key: parent[key] for key in _propagator.fields if key in parent} if parent else {}
 
 
 def _links(carriers: Sequence[Carrier]) -> list[Link]:
