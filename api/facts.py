@@ -1,0 +1,49 @@
+"""What the api must know of the model, read from its configuration files without loading it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from api.tokenizer import THINK_END, THINK_START, Tokenizer
+from common.settings import Settings
+
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "n_ctx")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """``names`` are what a client may call the model, the shown one first; ids are None where not one token."""
+
+    names: tuple[str, ...]
+    max_model_len: int
+    vocab_size: int
+    thinking_start: int | None
+    thinking_end: int | None
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients see."""
+        return self.names[0]
+
+
+def load_facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
+    """Raises OSError if there is no configuration, ValueError if it and the settings name no model length."""
+    raw, _ = PretrainedConfig.get_config_dict(settings.model, trust_remote_code=settings.trust_remote_code)
+    config: Mapping[str, Any] = {**raw.get("text_config", {}), **raw}
+    lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int)]
+    if settings.max_model_len is not None:
+        lengths = [settings.max_model_len]
+    if not lengths:
+        raise ValueError(f"{settings.model}: no model length in its configuration; set SLOS_MAX_MODEL_LEN")
+    vocab_size = config.get("vocab_size")
+    shown = settings.served_model_name or Path(settings.model).name
+    return Facts(
+        names=tuple(dict.fromkeys((shown, settings.model))),
+        max_model_len=min(lengths),
+        vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
+        thinking_start=tokenizer.token_id(THINK_START),
+        thinking_end=tokenizer.token_id(THINK_END),
+    )

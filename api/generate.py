@@ -1,0 +1,124 @@
+"""``POST /generate``."""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from api.answering import answer
+from api.auth import Tenant
+from api.body import body_schema, read_json
+from api.delivery import Piece
+from api.exchange import Exchange
+from api.facts import Facts
+from api.ingress import Ingress
+from api.intake import Prepared, Prompt, Sender, max_prompt_tokens, prepare, too_long
+from api.outcome import decision_body, outcome_of, problem_of, slo_body, usage_body
+from api.schemas import GenerateBody
+from api.sse import KEEP_ALIVE, event, retry
+from api.state import get_ingress, sender_of
+from api.tokenizer import TextTooLong, Tokenizer
+from common.messages import Decision
+from common.tiers import Tiers
+
+DEFAULT_MAX_TOKENS = 128
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "by tier": {"prompt": "def fibonacci(n):", "max_tokens": 32, "tier": "code"},
+    "explicit SLO": {
+        "prompt": "Once",
+        "max_tokens": 64,
+        "slo": {"ttft_ms": 500, "tpot_ms": 50},
+        "on_overload": "reject",
+    },
+    "stream": {"prompt_token_ids": [0, 42, 7], "max_tokens": 16, "stream": True, "temperature": 0},
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/generate",
+    openapi_extra=body_schema(GenerateBody, EXAMPLES),
+    summary="Generate text under an SLO",
+    tags=["generate"],
+)
+async def generate(request: Request, tenant: Tenant, ingress: Annotated[Ingress, Depends(get_ingress)]) -> Response:
+    """JSON, or with ``stream`` server-sent events ``decision``, ``token`` and ``done`` or ``error``."""
+    body = await read_json(request, GenerateBody, ingress.settings.max_body_bytes)
+    sender = sender_of(request, tenant, ingress)
+    prepared = await intake(new_id(), body, sender, ingress.tokenizer, ingress.facts, ingress.tiers)
+    return await answer(request, ingress, prepared, bool(body.stream), render, stream)
+
+
+def new_id() -> str:
+    """A request id that nobody can guess."""
+    return f"req-{uuid.uuid4().hex}"
+
+
+async def intake(
+    request_id: str, body: GenerateBody, sender: Sender, tokenizer: Tokenizer, facts: Facts, tiers: Tiers
+) -> Prepared:
+    """The request that the body asks for; raises ProblemError."""
+    name = "prompt" if body.prompt_token_ids is None else "prompt_token_ids"
+    tokens = tuple(body.prompt_token_ids or ())
+    if body.prompt is not None:
+        try:
+            tokens = await tokenizer.encode(body.prompt, max_prompt_tokens(facts)) if body.prompt else ()
+        except TextTooLong:
+            raise too_long(name, facts) from None
+    room = max(1, facts.max_model_len - len(tokens))
+    wanted = min(DEFAULT_MAX_TOKENS, room) if body.max_tokens is None else body.max_tokens
+    return prepare(request_id, Prompt(tokens, name, wanted), body, body, sender, facts, tiers)
+
+
+def render(exchange: Exchange) -> dict[str, Any]:
+    """The whole answer as JSON."""
+    delivery = exchange.delivery
+    return {
+        "request_id": exchange.request.id,
+        "tier": exchange.request.tier,
+        "text": delivery.answer,
+        "token_ids": delivery.tokens,
+        **_closing(exchange),
+    }
+
+
+async def stream(exchange: Exchange, keep_alive_s: float) -> AsyncIterator[bytes]:
+    """The answer as events. An event's id is the number of tokens that have been sent with it and before it."""
+    yield retry()
+    sent = 0
+    async for update in exchange.updates(keep_alive_s):
+        if update is None:
+            yield KEEP_ALIVE
+        elif isinstance(update, Piece):
+            sent = update.position + len(update.tokens)
+            yield event(_token(update), "token", sent)
+        else:
+            yield event(_decided(exchange, update), "decision", sent)
+    problem = problem_of(exchange.delivery)
+    if problem is None:
+        yield event({"request_id": exchange.request.id, **_closing(exchange)}, "done", sent)
+    else:
+        yield event(problem.body() | _closing(exchange), "error", sent)
+
+
+def _token(piece: Piece) -> dict[str, Any]:
+    return {"position": piece.position, "token_ids": list(piece.tokens), "text": piece.answer}
+
+
+def _decided(exchange: Exchange, decision: Decision) -> dict[str, Any]:
+    body = {"request_id": exchange.request.id, "tier": exchange.request.tier, "decision": decision_body(decision)}
+    return body | {"slo": slo_body(decision, outcome_of(exchange.delivery))}
+
+
+def _closing(exchange: Exchange) -> dict[str, Any]:
+    delivery = exchange.delivery
+    return {
+        "finish_reason": delivery.end and delivery.end.reason,
+        "decision": decision_body(delivery.decision),
+        "slo": slo_body(delivery.decision, outcome_of(delivery)),
+        "usage": usage_body(len(exchange.request.prompt), len(delivery.tokens)),
+    }

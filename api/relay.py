@@ -1,0 +1,93 @@
+"""One reader per api replica: passes what comes on its reply stream to whoever waits for it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.bus.interface import START, IngressBus
+from common.errors import BusError
+from common.messages import Reply
+from common.telemetry.logs import get_logger
+
+BLOCK_S = 1.0
+RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A reply and when it came; None where the waiter was only woken."""
+
+    reply: Reply | None
+    came_s: float
+
+
+class Waiter:
+    """Replies of one request in the order of the stream."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Arrival] = asyncio.Queue()
+
+    def put(self, reply: Reply, now_s: float) -> None:
+        """Called by the relay; bounded by the request's own ``max_tokens``."""
+        self._queue.put_nowait(Arrival(reply, now_s))
+
+    def wake(self) -> None:
+        """Make :meth:`next` return although no reply came."""
+        self._queue.put_nowait(Arrival(None, 0.0))
+
+    async def next(self, timeout_s: float) -> Arrival | None:
+        """The next reply, None if none comes in time."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._queue.get()
+        except TimeoutError:
+            return None
+
+
+class Relay:
+    """Open a waiter before submitting its request, so that no reply can come before it."""
+
+    def __init__(self, bus: IngressBus, api: str, clock: Callable[[], float]) -> None:
+        self.api = api
+        self.reading = asyncio.Event()
+        """Set while the queue answers."""
+        self._bus = bus
+        self._clock = clock
+        self._waiters: dict[str, Waiter] = {}
+
+    def open(self, request_id: str) -> Waiter:
+        """Begin to wait for a request's replies."""
+        waiter = self._waiters[request_id] = Waiter()
+        return waiter
+
+    def close(self, request_id: str) -> None:
+        """Replies to this request interest nobody any more."""
+        self._waiters.pop(request_id, None)
+
+    async def run(self) -> None:
+        """Read for ever. An outage loses nothing: the cursor stays, and reading goes on where it stopped."""
+        cursor = START
+        failures = 0
+        while True:
+            try:
+                cursor, replies = await self._bus.replies(self.api, cursor, BLOCK_S)
+            except BusError as error:
+                self.reading.clear()
+                if failures == 0:
+                    log.warning("the queue does not answer; waiting for it", error=type(error).__name__)
+                await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                failures += 1
+                continue
+            if failures:
+                log.info("the queue answers again")
+            failures = 0
+            self.reading.set()
+            now_s = self._clock()
+            for reply in replies:
+                waiter = self._waiters.get(reply.id)
+                if waiter is not None:
+                    waiter.put(reply, now_s)

@@ -1,0 +1,90 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.facts import Facts, load_facts
+from api.server import Server
+from api.tokenizer import Tokenizer
+from common.bus.memory import MemoryBus
+from common.settings import Settings
+from common.tiers import Tiers, load_tiers
+from tests.api.pipeline import Pipeline
+
+MODEL = Path(__file__).parents[2] / "bench" / "tiny_model" / "target"
+
+
+@dataclass(frozen=True)
+class Api:
+    """A served app and a client of it."""
+
+    server: Server
+    client: httpx.AsyncClient
+    bus: MemoryBus
+    pipeline: Pipeline
+    tokenizer: Tokenizer
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def state(self) -> Any:
+        return self.server.config.app.state  # type: ignore[union-attr] # an application, not its import path
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return Settings(model=str(MODEL), shutdown_s=5.0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(str(MODEL))
+
+
+@pytest.fixture(scope="session")
+def facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
+    return load_facts(settings, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiers() -> Tiers:
+    return load_tiers()
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+async def serve(settings: Settings, tokenizer: Tokenizer, facts: Facts, tiers: Tiers) -> AsyncIterator[Serve]:
+    """Starts an api on a free port: ``async with serve(script=..., bus=..., **settings) as api``."""
+
+    @asynccontextmanager
+    async def start(bus: MemoryBus | None = None, tiers: Tiers = tiers, **options: Any) -> AsyncIterator[Api]:
+        bus = bus or MemoryBus()
+        ours = {name: value for name, value in options.items() if name in Settings.model_fields}
+        pipeline = Pipeline(bus, **{name: value for name, value in options.items() if name not in ours})
+        app = create_app(settings.model_copy(update=ours), bus, tokenizer, facts, tiers)
+        server = Server(app, "127.0.0.1", 0)
+        async with AsyncExitStack() as stack:
+            await server.open()
+            stack.push_async_callback(server.drain, 0.0)
+            await stack.enter_async_context(pipeline.serving())
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=20))
+            yield Api(server, client, bus, pipeline, tokenizer)
+
+    yield start
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def api(serve: Serve) -> AsyncIterator[Api]:
+    async with serve() as served:
+        yield served
