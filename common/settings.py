@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, gt=0, description="longest prompt plus output; default: the model's")
     max_num_seqs: int = Field(64, gt=0, description="sequences in one batch")
     max_num_batched_tokens: int = Field(2048, gt=0, description="tokens in one batch")
-    block_size: int = Field(16, gt=0, description="tokens of a KV block; equal on all workers")
+    block_size: int = Field(32, gt=0, description="tokens of a KV block; equal on all workers; on CPU a multiple of 32")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of GPU memory for a GPU engine")
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine")

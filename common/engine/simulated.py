@@ -62,7 +62,7 @@ class SimulatedEngine:
         self._latency = latency
         self._registry = registry
         self._clock = clock or SystemClock()
-        self._transfer_s = transfer_s
+        self.transfer_s = transfer_s
         self._lease_s = settings.kv_lease_s
         self._eos = eos_token_ids
         self._core = Core(
@@ -216,9 +216,7 @@ class SimulatedEngine:
         expires_s = now_s + self._lease_s
         key = uuid.uuid4().hex
         tokens = sequence.computed
-        hold_s = (
-            self._lease_s if self._registry is not None else min(_UNSHARED_HOLD_S + self._transfer_s, self._lease_s)
-        )
+        hold_s = self._lease_s if self._registry is not None else min(_UNSHARED_HOLD_S + self.transfer_s, self._lease_s)
         self._held[key] = (self._core.keep(sequence), now_s + hold_s)
         kv = {"key": key, "fingerprint": self._facts.fingerprint}
         return HandOff(self._id, kv, tokens, now_s, expires_s)
@@ -238,18 +236,18 @@ class SimulatedEngine:
 
     async def _pull(self, sequence: Sequence) -> None:
         hand_off = sequence.job.hand_off
-        assert hand_off is not None  # noqa: S101 - pull_starts yields only these
+        assert hand_off is not None
         now_s = self._clock.now_s()
         sequence.notes["scheduled_s"] = now_s
         usable = hand_off.expires_s > now_s and hand_off.kv.get("fingerprint") == self._facts.fingerprint
         if usable:
-            await self._clock.sleep(self._transfer_s)
+            await self._clock.sleep(self.transfer_s)
             usable = self._fetch(hand_off)
         if sequence.phase is not Phase.PULLING:
             return
         if usable:
             sequence.computed = min(hand_off.tokens, sequence.todo - 1)
-            sequence.notes["kv_transfer_ms"] = self._transfer_s * 1e3
+            sequence.notes["kv_transfer_ms"] = self.transfer_s * 1e3
         else:
             sequence.notes["recomputed"] = 1.0
         sequence.phase = Phase.RUNNING

@@ -15,7 +15,7 @@ from common.settings import Settings
 
 
 def make_settings(**changes: Any) -> Settings:
-    return Settings(model="none", engine="simulated", **{"max_num_batched_tokens": 256, **changes})
+    return Settings(model="none", engine="simulated", **{"max_num_batched_tokens": 256, "block_size": 16, **changes})
 
 
 def make_job(id: str = "a", prompt: int = 32, max_tokens: int = 8, **changes: Any) -> Job:

@@ -1,0 +1,49 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.common.engine.support import TARGET, Pool, SimulatedPool, VllmPool
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The repository's model, or one of its shape with random weights where it has not been trained yet."""
+    if (TARGET / "model.safetensors").exists():
+        return str(TARGET)
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder: Path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=[1, 7],
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_pool(model: str) -> AsyncIterator[VllmPool]:
+    pool = VllmPool(model)
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session", params=["simulated", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+    """Either implementation, for the contract suite."""
+    if request.param == "vllm":
+        yield request.getfixturevalue("vllm_pool")
+        return
+    pool = SimulatedPool()
+    yield pool
+    await pool.close()
