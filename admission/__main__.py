@@ -6,7 +6,7 @@ One process leads and plans; any number of others stand by and take over within 
 import asyncio
 
 from admission.service import AdmissionService
-from common.bus.redis import connect
+from common.bus.redis import RedisBus
 from common.health import HealthServer
 from common.process import instance_id, run
 from common.settings import Settings
@@ -20,7 +20,7 @@ READS = (
 
 async def main(settings: Settings, stop: asyncio.Event) -> None:
     """Run until SIGTERM, then give leadership back."""
-    bus = connect(settings)
+    bus = RedisBus.connect(settings)
     tiers = load_tiers(settings.tiers_file, settings.tpot_scale)
     service = AdmissionService(bus, settings, tiers, instance_id("admission"))
     try:

@@ -19,7 +19,7 @@ from admission.window import Waiting, Window
 from common.bus.interface import START, Bus, Claim
 from common.errors import BusError, BusUnavailable, LeadershipLost
 from common.keys import ADMISSION
-from common.messages import Cancel, Decision, End, KeepTrace, Stage, State, Work
+from common.messages import Cancel, Decision, End, KeepTrace, State, Work, WorkerState
 from common.settings import Settings
 from common.telemetry import tracing
 from common.telemetry.logs import get_logger
@@ -59,7 +59,7 @@ class AdmissionService:
         self._lead: _Lead | None = None
         self._cycle = 0
         self._dirty = asyncio.Event()
-        self._stages: dict[str, Stage] = {}
+        self._known: dict[str, WorkerState] = {}
         self._trust_silence_s = 0.0
         self._claims_unsure = False
         self._report = Report(settings.policy)
@@ -140,7 +140,7 @@ class AdmissionService:
             if lead is not None:
                 before = set(self._cluster.workers)
                 silent = self._cluster.beat(await self._bus.workers())
-                self._stages |= {state.id: state.prefers for state in self._cluster.states.values()}
+                self._known |= self._cluster.states
                 if self._clock() > self._trust_silence_s:
                     for worker in silent:
                         await self._bury(worker, lead)
@@ -152,12 +152,15 @@ class AdmissionService:
             await asyncio.sleep(WORKER_POLL_S)
 
     async def _bury(self, worker: str, lead: _Lead) -> None:
-        stage = self._stages.pop(worker, None)
+        state = self._known.pop(worker, None)
         requeued = await self._bus.requeue(worker, lead.token)
         for request_id in requeued:
             self._cluster.forget(request_id)
-        self._report.died(stage, len(requeued))
-        log.warning("worker is dead", worker=worker, requeued=len(requeued))
+        if state is not None and state.draining and not requeued:
+            log.info("worker has left", worker=worker)
+        else:
+            self._report.died(state.prefers if state else None, len(requeued))
+            log.warning("worker is dead", worker=worker, requeued=len(requeued))
         self._dirty.set()
 
     async def _progress_loop(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from common.bus.redis import connect
+from common.bus.redis import RedisBus
 from common.engine.factory import make_engine
 from common.health import HealthServer
 from common.messages import Stage
@@ -20,7 +20,7 @@ READS = (
 async def run_worker(prefers: Stage, settings: Settings, stop: asyncio.Event) -> None:
     """Run one worker until ``stop``; raises EngineDead or WorkerLost when only a new process can go on."""
     may = stages(settings.prefill_may if prefers is Stage.PREFILL else settings.decode_may)
-    bus = connect(settings)
+    bus = RedisBus.connect(settings)
     host = WorkerHost(bus, make_engine(settings), settings, prefers, may)
     try:
         async with HealthServer(settings.worker_host, settings.worker_port, host.readiness) as health:
