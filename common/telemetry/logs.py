@@ -1,9 +1,11 @@
 """Structured logs of this project and of its libraries, through one handler, JSON or console, without secrets."""
 
 import logging
+import math
 import os
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
@@ -16,6 +18,8 @@ Event = MutableMapping[str, Any]
 
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "vllm", "nixl", "py.warnings")
 _CHATTY = ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn.access", "hpack", "filelock")
+_SPARING_S = 60.0
+_SPARING_MESSAGES = 100
 _VERBATIM = frozenset(("event", "exception", "stack"))
 _UNTOUCHED = frozenset(("timestamp", "level", "logger", "service", "trace_id", "span_id"))
 
@@ -32,6 +36,7 @@ def setup_logging(settings: Settings, service: str) -> None:
         cache_logger_on_first_use=False,
     )
     handler = _Handler()
+    handler.addFilter(_Sparing())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -72,6 +77,26 @@ class _Handler(logging.StreamHandler[Any]):
     @stream.setter
     def stream(self, _stream: Any) -> None:
         """StreamHandler's constructor sets what is looked up here."""
+
+
+class _Sparing(logging.Filter):
+    """Lets a message of the tracing libraries through once a minute: a collector that is away makes many."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._last_s: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("opentelemetry"):
+            return True
+        now_s, key = self._clock(), (record.name, str(record.msg))
+        if now_s - self._last_s.get(key, -math.inf) < _SPARING_S:
+            return False
+        if len(self._last_s) >= _SPARING_MESSAGES:
+            self._last_s.clear()
+        self._last_s[key] = now_s
+        return True
 
 
 def _shared_processors(service: str) -> list[structlog.typing.Processor]:

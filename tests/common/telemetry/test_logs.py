@@ -12,7 +12,7 @@ from common.messages import Work
 from common.settings import Settings
 from common.telemetry import tracing
 from common.telemetry.logs import get_logger, setup_logging
-from tests.common.telemetry.test_tracing import make_decision, make_request
+from tests.common.telemetry.scenario import make_decision, make_request
 from tests.otlp_receiver import OtlpReceiver
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -189,6 +189,17 @@ def test_an_exception_in_a_library_is_one_entry_without_secrets(lines: Lines) ->
     (entry,) = lines()
     assert "RuntimeError" in entry["exception"]
     assert "hunter2" not in entry["exception"]
+
+
+def test_a_collector_that_is_away_is_told_once_in_a_while_not_with_every_batch(lines: Lines) -> None:
+    for batch in range(50):
+        logging.getLogger("opentelemetry.exporter").warning("Transient error, retrying batch %s", batch)
+        logging.getLogger("other").warning("batch %s", batch)
+    entries = lines()
+    assert [entry["event"] for entry in entries if entry["logger"] == "opentelemetry.exporter"] == [
+        "Transient error, retrying batch 0"
+    ]
+    assert len(entries) == 51
 
 
 def test_warnings_are_logged(lines: Lines) -> None:

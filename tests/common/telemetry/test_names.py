@@ -4,7 +4,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, mess
 
 from common.messages import End, HandOff, State, Work
 from common.telemetry import names
-from tests.common.telemetry.test_tracing import START_S, make_decision, make_request
+from tests.common.telemetry.scenario import START_S, make_decision, make_request
 
 
 def test_deprecated_names_are_not_used() -> None:
