@@ -1,0 +1,57 @@
+"""What several engines on one machine need in their environment to stay out of each other's way."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+
+from common.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What engines can share: usable CPUs and GPUs."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This machine, GPUs counted only if the installed vLLM can use them."""
+        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _gpus())
+
+
+def engine_environment(
+    index: int, engines: int, machine: Machine, settings: Settings, threads: int | None = None
+) -> dict[str, str]:
+    """What keeps several engines of one machine out of each other's way; what the user has set stays."""
+    env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if machine.gpus:
+        size = min(settings.tensor_parallel_size, machine.gpus)
+        slots = machine.gpus // size
+        first = index % slots * size
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in range(first, first + size))
+        sharing = -(-engines // slots)
+        if sharing > 1:
+            share = settings.gpu_memory_utilization / sharing
+            env["SLOS_GPU_MEMORY_UTILIZATION"] = f"{share:.3f}"
+    else:
+        env["OMP_NUM_THREADS"] = str(threads or max(1, machine.cpus // max(1, engines)))
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    ours = {"SLOS_GPU_MEMORY_UTILIZATION"} | ({"OMP_NUM_THREADS"} if threads else set())
+    return {name: value for name, value in env.items() if name in ours or name not in os.environ}
+
+
+def _gpus() -> int:
+    try:
+        distribution("vllm-cpu")
+        return 0
+    except PackageNotFoundError:
+        pass
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)  # noqa: S603 - found above
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
