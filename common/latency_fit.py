@@ -129,21 +129,21 @@ def _clip(error: Array, rings: Sequence[int]) -> Array:
 
 
 def _split(values: Array, rings: Sequence[int]) -> list[Array]:
-    return np.split(values, np.cumsum(rings)[:-1])
+    return list(np.split(values, np.cumsum(rings)[:-1]))
 
 
 def _scale(features: Array, seconds: Array, prior: Array, pieces: int) -> Array:
     """How far each coefficient may move for one unit of ridge: its prior, or a tenth of what the steps allow."""
     columns = np.concatenate([np.tile(features[:, :3], (1, pieces)), features[:, 3:]], axis=1)
     largest = np.maximum(columns.max(axis=0), 1.0)
-    return np.maximum(prior, 0.1 * float(np.median(seconds)) / largest)
+    return np.asarray(np.maximum(prior, 0.1 * float(np.median(seconds)) / largest))
 
 
 def _ridge_solve(rows: Array, target: Array, prior: Array, scale: Array) -> Array:
     """Non-negative minimum of ``|rows @ c - target|^2 + RIDGE * |(c - prior) / scale|^2``."""
     scaled = rows * scale
     gram = scaled.T @ scaled + RIDGE * np.eye(len(prior))
-    return scale * _non_negative(gram, scaled.T @ target + RIDGE * prior / scale)
+    return np.asarray(scale * _non_negative(gram, scaled.T @ target + RIDGE * prior / scale))
 
 
 def _non_negative(gram: Array, right: Array) -> Array:
@@ -158,13 +158,13 @@ def _non_negative(gram: Array, right: Array) -> Array:
         free[int(np.argmax(np.where(free, -np.inf, gradient)))] = True
         while True:
             trial = np.zeros_like(x)
-            trial[free] = np.linalg.solve(gram[np.ix_(free, free)], right[free])
-            negative = free & (trial <= 0)
-            if not negative.any():
+            trial[free] = np.linalg.lstsq(gram[np.ix_(free, free)], right[free], rcond=None)[0]
+            negative = np.flatnonzero(free & (trial <= 0))
+            if not len(negative):
                 break
-            steps = x[negative] / np.maximum(x[negative] - trial[negative], 1e-300)
-            x = x + float(steps.min()) * (trial - x)
-            free &= x > 1e-15
+            shares = x[negative] / np.maximum(x[negative] - trial[negative], 1e-300)
+            x = x + float(shares.min()) * (trial - x)
+            free[negative[np.argmin(shares)]] = False  # by name, so that rounding can't keep the loop going
             x[~free] = 0.0
         x = trial
     return np.asarray(x)

@@ -1,0 +1,77 @@
+"""Measured engine steps to latency profiles, through Redis: workers publish, the refit task fits, all read."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from common.codec import decode, encode
+from common.errors import CodecError
+from common.keys import Keys
+from common.latency_fit import fit, median_error
+from common.latency_model import LatencyModel
+from common.messages import Profile, StepSample, StepSamples, WorkerState
+from common.offline.store import Client
+from common.telemetry.logs import get_logger
+
+STEP_MESSAGES = 512
+"""Messages that a fingerprint's stream keeps."""
+
+MAX_SAMPLES = 512
+"""Samples of one message that are read; a worker sends its steps about once a second."""
+
+LEAST_SAMPLES = 32
+PROFILE_S = 3600
+"""A profile without new steps is forgotten after this, and workers' own measurements count again."""
+
+_log = get_logger(__name__)
+
+
+async def publish_steps(redis: Client, keys: Keys, fingerprint: str, steps: StepSamples) -> None:
+    """Add a worker's measured steps to the bounded log."""
+    key = keys.steps(fingerprint)
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(key, {"m": encode(steps)}, maxlen=STEP_MESSAGES, approximate=True)
+        pipe.expire(key, PROFILE_S)
+        await pipe.execute()
+
+
+async def load_profile(redis: Client, keys: Keys, fingerprint: str) -> Profile | None:
+    """The refitted profile; None if there is none, or none that this build can read."""
+    raw = await redis.get(keys.profile(fingerprint))
+    try:
+        return None if raw is None else decode(raw, Profile)
+    except CodecError as error:
+        _log.warning("a latency profile was left out", fingerprint=fingerprint, error=str(error))
+        return None
+
+
+async def refit(
+    redis: Client, keys: Keys, workers: Mapping[str, WorkerState | None], clock: Callable[[], float] = time.time
+) -> Mapping[str, Profile]:
+    """Fit and publish a profile for each fingerprint that has live workers and enough steps."""
+    measured: dict[str, LatencyModel] = {}
+    for state in workers.values():
+        if state is not None:
+            measured.setdefault(state.fingerprint, state.latency)
+    fitted = {}
+    for fingerprint, latency in measured.items():
+        samples = await _samples(redis, keys, fingerprint)
+        if len(samples) < LEAST_SAMPLES:
+            continue
+        before = await load_profile(redis, keys, fingerprint)
+        base = latency if before is None else before.base
+        model = fit(samples, base)
+        profile = Profile(fingerprint, base, model, len(samples), median_error(samples, model), clock())
+        await redis.set(keys.profile(fingerprint), encode(profile), ex=PROFILE_S)
+        fitted[fingerprint] = profile
+    return fitted
+
+
+async def _samples(redis: Client, keys: Keys, fingerprint: str) -> list[StepSample]:
+    """Oldest first; a message that can't be read is left out."""
+    samples: list[StepSample] = []
+    for _, fields in await redis.xrange(keys.steps(fingerprint)):
+        try:
+            samples += decode(fields.get(b"m", b""), StepSamples).samples[:MAX_SAMPLES]
+        except CodecError as error:
+            _log.warning("measured steps were left out", fingerprint=fingerprint, error=str(error))
+    return samples

@@ -1,0 +1,1 @@
+"""Celery tasks: thin shells around async functions that are tested without Celery."""
