@@ -64,7 +64,9 @@ class VllmEngine:
         """Load the model and warm up; takes seconds to minutes and does not block the event loop."""
         try:
             async with _start_lock:
-                self._facts = await asyncio.to_thread(self._build)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what vLLM's libraries deprecate; the engine core inherits it
+                    self._facts = await asyncio.to_thread(self._build)
         except EngineError:
             raise
         except Exception as error:
@@ -177,9 +179,7 @@ class VllmEngine:
         self._eos = configuration.stop_ids(config)
         if cpu:
             configuration.start_by_fork()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the engine core inherits it; what its libraries deprecate is not ours
-            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         return Facts(
             fingerprint=configuration.fingerprint(config, settings),
             model=settings.served_model_name or settings.model,

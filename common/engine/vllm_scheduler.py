@@ -48,7 +48,10 @@ async def stop(llm: AsyncLLM) -> None:
         llm.output_handler.cancel()
         await asyncio.wait({llm.output_handler})
     llm.output_processor.propagate_error(EngineDeadError())
+    context = llm.engine_core.resources.ctx
     await asyncio.to_thread(llm.shutdown)
+    await asyncio.sleep(0)  # lets the sockets close that shutdown hands to this loop
+    context.destroy(linger=0)
 
 
 @functools.cache

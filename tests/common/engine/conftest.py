@@ -39,10 +39,10 @@ async def vllm_pool(model: str) -> AsyncIterator[VllmPool]:
 
 
 @pytest_asyncio.fixture(loop_scope="session", params=["simulated", pytest.param("vllm", marks=pytest.mark.vllm)])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+async def pool(request: pytest.FixtureRequest, vllm_pool: VllmPool) -> AsyncIterator[Pool]:
     """Either implementation, for the contract suite."""
     if request.param == "vllm":
-        yield request.getfixturevalue("vllm_pool")
+        yield vllm_pool
         return
     pool = SimulatedPool()
     yield pool
