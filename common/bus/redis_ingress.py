@@ -46,6 +46,11 @@ class RedisIngress(RedisClient):
             for tier, (waiting, oldest) in zip(tiers, answers, strict=True)
         }
 
+    async def leader(self) -> str | None:
+        """See the interface."""
+        name: bytes | None = await self._command("GET", self.keys.leader)
+        return None if name is None else name.decode()
+
     async def send(self, name: str, control: Control) -> None:
         """See the interface."""
         await self._run("send", name, "message", encode(control))
