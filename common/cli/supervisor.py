@@ -98,7 +98,7 @@ class Supervisor:
         self._changed = changed
         self._backoff = backoff or Backoff()
         self._cwd = cwd
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._gave_up: asyncio.Future[str] | None = None
 
     def status(self) -> tuple[ChildStatus, ...]:
@@ -127,13 +127,13 @@ class Supervisor:
 
     async def close(self) -> None:
         """Drain the children, the last stage first, and kill what is still there after its grace."""
-        self._stopping = True
+        self._stopping.set()
         for stage in sorted({kept.child.stage for kept in self._kept}, reverse=True):
             await asyncio.gather(*(self._stop(kept) for kept in self._kept if kept.child.stage == stage))
 
     def kill(self) -> None:
         """End everything at once, without a drain."""
-        self._stopping = True
+        self._stopping.set()
         for kept in self._kept:
             if kept.process is not None:
                 _kill_group(kept.process.pid)
@@ -150,17 +150,18 @@ class Supervisor:
 
     async def _keep(self, kept: _Kept) -> None:
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while not self._stopping.is_set():
             begun = loop.time()
             code = await self._run_once(kept)
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             settled = loop.time() - begun >= self._backoff.settled_s
             kept.failures = 1 if settled else kept.failures + 1
             if not self._try_again(kept, code):
                 return
             kept.restarts += 1
-            await asyncio.sleep(self._backoff.delay_s(kept.failures))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._backoff.delay_s(kept.failures))
 
     def _try_again(self, kept: _Kept, code: int) -> bool:
         how = f"{kept.child.name} ended ({_exit_text(code)})"
@@ -174,52 +175,63 @@ class Supervisor:
 
     async def _run_once(self, kept: _Kept) -> int:
         """Run the child to its end; returns its exit code, negative for a signal."""
-        child = kept.child
+        reading, writing = os.pipe()  # ours, as asyncio's would keep wait() from returning while a grandchild lives
+        pump = asyncio.create_task(self._pump(kept.child.name, reading))
         try:
-            process = await asyncio.create_subprocess_exec(
-                *child.argv,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},
-                cwd=self._cwd,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C reaches only us, who stop the children in order
-                preexec_fn=_die_with_parent,
-            )
+            process = await self._spawn(kept.child, writing)
         except OSError as error:
-            self._output(child.name, str(error))
+            self._output(kept.child.name, str(error))
             return WRONG_USAGE
+        finally:
+            os.close(writing)
         kept.process = process
         self._changed(self.status())
-        if self._stopping:
+        if self._stopping.is_set():
             process.terminate()
-        pump = asyncio.create_task(self._pump(child.name, process))
         code = await process.wait()
         _kill_group(process.pid)  # what the child had started and left behind
-        await asyncio.wait({pump}, timeout=_PUMP_END_S)
-        pump.cancel()
+        _, unfinished = await asyncio.wait({pump}, timeout=_PUMP_END_S)
+        if unfinished:
+            pump.cancel()
+            await asyncio.wait({pump})
         kept.process = None
         self._changed(self.status())
         return code
 
-    async def _pump(self, name: str, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None, "opened as a pipe"
+    async def _spawn(self, child: Child, output: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *child.argv,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},
+            cwd=self._cwd,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C reaches only us, who stop the children in order
+            preexec_fn=_die_with_parent,
+        )
+
+    async def _pump(self, name: str, descriptor: int) -> None:
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(descriptor, "rb", buffering=0)
+        )
         rest = b""
-        while chunk := await process.stdout.read(_READ_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > _READ_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._output(name, _text(line))
+        try:
+            while chunk := await stream.read(_READ_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _READ_BYTES:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._output(name, _text(line))
+        finally:
+            transport.close()
         if rest:
             self._output(name, _text(rest))
 
     async def _stop(self, kept: _Kept) -> None:
         if kept.keeper is None:
             return
-        if kept.process is None:
-            kept.keeper.cancel()  # it waits to start again
-        else:
+        if kept.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 kept.process.terminate()
         _, late = await asyncio.wait({kept.keeper}, timeout=kept.child.grace_s)
