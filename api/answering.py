@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from api.delivery import Delivery
 from api.exchange import Exchange
 from api.ingress import Ingress
 from api.intake import Prepared
@@ -13,7 +14,7 @@ from api.outcome import problem_of
 from api.problems import ProblemError
 from api.sse import ClientGone, EventStream, until
 
-Render = Callable[[Exchange], dict[str, Any]]
+Render = Callable[[Delivery], dict[str, Any]]
 Stream = Callable[[Exchange, float], AsyncIterator[bytes]]
 
 
@@ -34,7 +35,7 @@ async def answer(
         if problem is not None and not (streaming and exchange.delivery.tokens):
             raise ProblemError(problem)
         if not streaming:
-            response = JSONResponse(render(exchange), headers=headers)
+            response = JSONResponse(render(exchange.delivery), headers=headers)
             exchange.close()
             return response
         return EventStream(stream(exchange, keep_alive_s), exchange.close, headers)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,23 +12,22 @@ from starlette.responses import Response
 
 from api import generate, health
 from api.auth import Authenticator
-from api.facts import Facts
+from api.context import Context
 from api.ingress import Ingress
 from api.middleware import Drain, ServerSpan
+from api.openai import chat, completions, models
 from api.problems import FieldError, Problem, ProblemError, field_path, invalid, is_openai, of_status, unavailable
 from api.sse import ClientGone
-from api.tokenizer import Tokenizer
 from common.bus.interface import Bus
 from common.errors import BusError, BusFull
 from common.settings import Settings
-from common.tiers import Tiers
 
 CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(settings: Settings, bus: Bus, tokenizer: Tokenizer, facts: Facts, tiers: Tiers) -> FastAPI:
+def create_app(settings: Settings, bus: Bus, context: Context) -> FastAPI:
     """The application; its lifespan runs the relay. The bus stays its caller's to close."""
-    ingress = Ingress(bus, tokenizer, facts, tiers, settings)
+    ingress = Ingress(bus, context, settings)
     drain = Drain()
 
     @asynccontextmanager
@@ -42,7 +42,7 @@ def create_app(settings: Settings, bus: Bus, tokenizer: Tokenizer, facts: Facts,
     app.state.ingress = ingress
     app.state.drain = drain
     app.state.authenticator = Authenticator(settings)
-    for router in (generate.router, health.router):
+    for router in (generate.router, completions.router, chat.router, models.router, health.router):
         app.include_router(router)
     _add_handlers(app)
     app.add_middleware(ServerSpan)
@@ -81,4 +81,7 @@ def _add_handlers(app: FastAPI) -> None:
 
 
 def _respond(request: Request, problem: Problem) -> Response:
-    return problem.response(is_openai(request.url.path))
+    openai = is_openai(request.url.path)
+    if openai and problem.status == 422:
+        problem = replace(problem, status=400)  # as OpenAI's own servers and clients have it
+    return problem.response(openai)

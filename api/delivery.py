@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from api.context import Context
 from api.facts import Facts
 from api.intake import Prepared
 from api.text import Text, TextStream
-from api.tokenizer import Tokenizer
 from common.codec import Tokens
 from common.messages import Decided, Decision, End, Frame, Record, Reply, State, Verdict
 
 
-class Gap(Exception):  # noqa: N818 - a condition to recover from
+class Gap(Exception):
     """Tokens between what was received and what came are missing."""
 
 
@@ -29,8 +29,7 @@ class Delivery:
     """State of one answer. ``times_s`` is when each token came; ``end`` is set once and ends it."""
 
     prepared: Prepared
-    tokenizer: Tokenizer
-    facts: Facts
+    context: Context
     decision: Decision | None = None
     end: End | None = None
     tokens: list[int] = field(default_factory=list)
@@ -41,8 +40,13 @@ class Delivery:
     notes: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._text = TextStream(self.tokenizer, self.prepared, self.facts)
+        self._text = TextStream(self.context, self.prepared)
         self._attempt = 0
+
+    @property
+    def facts(self) -> Facts:
+        """The model's."""
+        return self.context.facts
 
     @property
     def stopped(self) -> bool:

@@ -28,7 +28,7 @@ class Exchange:
 
     def __init__(self, ingress: "Ingress", prepared: Prepared, waiter: Waiter) -> None:
         self.request: Request = prepared.request
-        self.delivery = Delivery(prepared, ingress.tokenizer, ingress.facts)
+        self.delivery = Delivery(prepared, ingress.context)
         self._ingress = ingress
         self._prepared = prepared
         self._waiter = waiter
@@ -36,6 +36,11 @@ class Exchange:
         self._checked_s = time.monotonic()
         self._closed = False
         self._told_workers = False
+
+    @property
+    def last_sent(self) -> bool:
+        """Whether it has ended and the update that was given last is the last one."""
+        return self.delivery.end is not None and not self._pending
 
     async def started(self, timeout_s: float) -> None:
         """Return once there is something to tell the client, or it has ended, or time is up."""

@@ -1,5 +1,6 @@
 """What the api must know of the model, read from its configuration files without loading it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """``names`` are what a client may call the model, the shown one first; ids are None where not one token."""
+    """``names`` are what a client may call the model, the shown one first; ids are None where not one token.
+
+    ``created_s`` is when this process learned of the model.
+    """
 
     names: tuple[str, ...]
     max_model_len: int
     vocab_size: int
     thinking_start: int | None
     thinking_end: int | None
+    created_s: int = 0
 
     @property
     def served_name(self) -> str:
@@ -46,4 +51,5 @@ def load_facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
         vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
         thinking_start=tokenizer.token_id(THINK_START),
         thinking_end=tokenizer.token_id(THINK_END),
+        created_s=int(time.time()),
     )

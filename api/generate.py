@@ -5,23 +5,21 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from api.answering import answer
 from api.auth import Tenant
 from api.body import body_schema, read_json
-from api.delivery import Piece
+from api.context import Context
+from api.delivery import Delivery, Piece
 from api.exchange import Exchange
-from api.facts import Facts
 from api.ingress import Ingress
-from api.intake import Prepared, Prompt, Sender, max_prompt_tokens, prepare, too_long
+from api.intake import Prepared, Prompt, Sender, prepare, tokens_of_text
 from api.outcome import decision_body, outcome_of, problem_of, slo_body, usage_body
 from api.schemas import GenerateBody
 from api.sse import KEEP_ALIVE, event, retry
 from api.state import get_ingress, sender_of
-from api.tokenizer import TextTooLong, Tokenizer
 from common.messages import Decision
-from common.tiers import Tiers
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -48,8 +46,7 @@ router = APIRouter()
 async def generate(request: Request, tenant: Tenant, ingress: Annotated[Ingress, Depends(get_ingress)]) -> Response:
     """JSON, or with ``stream`` server-sent events ``decision``, ``token`` and ``done`` or ``error``."""
     body = await read_json(request, GenerateBody, ingress.settings.max_body_bytes)
-    sender = sender_of(request, tenant, ingress)
-    prepared = await intake(new_id(), body, sender, ingress.tokenizer, ingress.facts, ingress.tiers)
+    prepared = await intake(new_id(), body, sender_of(request, tenant, ingress), ingress.context)
     return await answer(request, ingress, prepared, bool(body.stream), render, stream)
 
 
@@ -58,31 +55,26 @@ def new_id() -> str:
     return f"req-{uuid.uuid4().hex}"
 
 
-async def intake(
-    request_id: str, body: GenerateBody, sender: Sender, tokenizer: Tokenizer, facts: Facts, tiers: Tiers
-) -> Prepared:
+async def intake(request_id: str, body: GenerateBody, sender: Sender, context: Context) -> Prepared:
     """The request that the body asks for; raises ProblemError."""
-    name = "prompt" if body.prompt_token_ids is None else "prompt_token_ids"
-    tokens = tuple(body.prompt_token_ids or ())
     if body.prompt is not None:
-        try:
-            tokens = await tokenizer.encode(body.prompt, max_prompt_tokens(facts)) if body.prompt else ()
-        except TextTooLong:
-            raise too_long(name, facts) from None
-    room = max(1, facts.max_model_len - len(tokens))
+        name, tokens = "prompt", await tokens_of_text(body.prompt, "prompt", context)
+    else:
+        name, tokens = "prompt_token_ids", tuple(body.prompt_token_ids or ())
+    room = max(1, context.facts.max_model_len - len(tokens))
     wanted = min(DEFAULT_MAX_TOKENS, room) if body.max_tokens is None else body.max_tokens
-    return prepare(request_id, Prompt(tokens, name, wanted), body, body, sender, facts, tiers)
+    return prepare(request_id, Prompt(tokens, name, wanted), body, body, sender, context)
 
 
-def render(exchange: Exchange) -> dict[str, Any]:
+def render(delivery: Delivery) -> dict[str, Any]:
     """The whole answer as JSON."""
-    delivery = exchange.delivery
+    request = delivery.prepared.request
     return {
-        "request_id": exchange.request.id,
-        "tier": exchange.request.tier,
+        "request_id": request.id,
+        "tier": request.tier,
         "text": delivery.answer,
         "token_ids": delivery.tokens,
-        **_closing(exchange),
+        **_closing(delivery),
     }
 
 
@@ -100,9 +92,9 @@ async def stream(exchange: Exchange, keep_alive_s: float) -> AsyncIterator[bytes
             yield event(_decided(exchange, update), "decision", sent)
     problem = problem_of(exchange.delivery)
     if problem is None:
-        yield event({"request_id": exchange.request.id, **_closing(exchange)}, "done", sent)
+        yield event({"request_id": exchange.request.id, **_closing(exchange.delivery)}, "done", sent)
     else:
-        yield event(problem.body() | _closing(exchange), "error", sent)
+        yield event(problem.body() | _closing(exchange.delivery), "error", sent)
 
 
 def _token(piece: Piece) -> dict[str, Any]:
@@ -114,11 +106,10 @@ def _decided(exchange: Exchange, decision: Decision) -> dict[str, Any]:
     return body | {"slo": slo_body(decision, outcome_of(exchange.delivery))}
 
 
-def _closing(exchange: Exchange) -> dict[str, Any]:
-    delivery = exchange.delivery
+def _closing(delivery: Delivery) -> dict[str, Any]:
     return {
         "finish_reason": delivery.end and delivery.end.reason,
         "decision": decision_body(delivery.decision),
         "slo": slo_body(delivery.decision, outcome_of(delivery)),
-        "usage": usage_body(len(exchange.request.prompt), len(delivery.tokens)),
+        "usage": usage_body(len(delivery.prepared.request.prompt), len(delivery.tokens)),
     }

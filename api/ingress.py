@@ -7,20 +7,18 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 
+from api import report
+from api.context import Context
 from api.exchange import Exchange
-from api.facts import Facts
 from api.intake import Prepared, with_trace
 from api.problems import Problem, ProblemError, unavailable
-from api import report
 from api.relay import Relay
-from api.tokenizer import Tokenizer
 from common.bus.interface import IngressBus, QueueDepth, Submitted
 from common.errors import BusError, BusFull, BusUnavailable
 from common.messages import End, State
 from common.settings import Settings
 from common.telemetry import metrics
 from common.telemetry.logs import get_logger
-from common.tiers import Tiers
 
 DEPTHS_S = 1.0
 """Between two looks at the queues; a refusal by predicted wait may be this much out of date."""
@@ -37,16 +35,12 @@ class Ingress:
     def __init__(
         self,
         bus: IngressBus,
-        tokenizer: Tokenizer,
-        facts: Facts,
-        tiers: Tiers,
+        context: Context,
         settings: Settings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bus = bus
-        self.tokenizer = tokenizer
-        self.facts = facts
-        self.tiers = tiers
+        self.context = context
         self.settings = settings
         self.clock = clock
         self.relay = Relay(bus, f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}", clock)
@@ -86,14 +80,14 @@ class Ingress:
                 raise
         exchange = Exchange(self, prepared, waiter)
         self._exchanges.add(exchange)
-        report.accepted(prepared, self.facts.served_name)
+        report.accepted(prepared, self.context.facts.served_name)
         return exchange
 
     def closed(self, exchange: Exchange) -> None:
         """Called by an exchange that has ended, for whatever reason."""
         self._exchanges.discard(exchange)
         self.relay.close(exchange.request.id)
-        outcome = report.finished(exchange.delivery, self.facts.served_name)
+        outcome = report.finished(exchange.delivery, self.context.facts.served_name)
         if outcome.attained is False:
             self.background(report.keep_trace(self.bus, exchange.request.trace, exchange.delivery.decision))
 
@@ -158,7 +152,7 @@ class Ingress:
     async def _watch_depths(self) -> None:
         while True:
             try:
-                self._depths = dict(await self.bus.depths(self.tiers.names))
+                self._depths = dict(await self.bus.depths(self.context.tiers.names))
             except BusError:
                 self._depths = {}
             await asyncio.sleep(DEPTHS_S)

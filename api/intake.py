@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from api.context import Context
 from api.facts import Facts
 from api.problems import FieldError, Problem, ProblemError, invalid, invalid_field
 from api.schemas import MAX_SLO_MS, SamplingFields, SloFields
+from api.tokenizer import TextTooLong
 from common.codec import Tokens
 from common.messages import Overload, Request, Sampling, Slo
 from common.tiers import Tier, Tiers
@@ -46,19 +48,15 @@ class Prompt:
     max_tokens: int | None
     max_tokens_field: str = "max_tokens"
     may_think: bool = True
+    chat: bool = False
 
 
 def prepare(
-    request_id: str,
-    prompt: Prompt,
-    sampling: SamplingFields,
-    slo: SloFields,
-    sender: Sender,
-    facts: Facts,
-    tiers: Tiers,
+    request_id: str, prompt: Prompt, sampling: SamplingFields, slo: SloFields, sender: Sender, context: Context
 ) -> Prepared:
     """The request that the body asks for; raises ProblemError naming each field that is out of bounds."""
-    tier, objective = _promise(slo, sender, tiers)
+    facts = context.facts
+    tier, objective = _promise(slo, sender, context.tiers)
     errors = [*_prompt_errors(prompt, facts), *_sampling_errors(prompt, sampling, facts)]
     if errors:
         raise invalid(*errors)
@@ -82,7 +80,7 @@ def prepare(
         thinking_end=facts.thinking_end if thinks else None,
         reply_to=sender.reply_to,
     )
-    return Prepared(request, tier.max_queued, sampling.stops)
+    return Prepared(request, tier.max_queued, sampling.stops, prompt.chat)
 
 
 def with_trace(prepared: Prepared, carrier: Mapping[str, str]) -> Prepared:
@@ -90,15 +88,20 @@ def with_trace(prepared: Prepared, carrier: Mapping[str, str]) -> Prepared:
     return replace(prepared, request=replace(prepared.request, trace=carrier))
 
 
+async def tokens_of_text(text: str, name: str, context: Context, add_special_tokens: bool = True) -> Tokens:
+    """Token ids of the text in field ``name``; raises ProblemError if it can't fit."""
+    bound = max_prompt_tokens(context.facts)
+    if not text:
+        return ()
+    try:
+        return await context.tokenizer.encode(text, bound, add_special_tokens)
+    except TextTooLong:
+        raise invalid_field(name, f"is longer than {bound} tokens", bound) from None
+
+
 def max_prompt_tokens(facts: Facts) -> int:
     """Longest prompt that leaves room for one token."""
     return facts.max_model_len - 1
-
-
-def too_long(name: str, facts: Facts) -> ProblemError:
-    """A prompt that can't fit, whatever its tokens are."""
-    bound = max_prompt_tokens(facts)
-    return invalid_field(name, f"is longer than {bound} tokens", bound)
 
 
 def check_model(name: str | None, facts: Facts) -> None:

@@ -4,7 +4,7 @@ Optional fields may be null, which means their default. Unknown fields are error
 silently serve without one.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -109,20 +109,28 @@ class GenerateBody(SamplingFields, SloFields):
         return self
 
 
+class StreamOptions(Strict):
+    """What a stream has besides text."""
+
+    include_usage: bool | None = Field(None, description="a last chunk with token counts")
+    include_obfuscation: SkipJsonSchema[bool | None] = None
+
+
 class CommonOpenAI(SamplingFields, SloFields):
     """Fields of both OpenAI routes, those that are refused included, so that the refusal can say why."""
 
     model: Annotated[str, Field(max_length=256)] | None = None
     n: int | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = Field(None, description='{"include_usage": true}')
+    stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logit_bias: dict[str, Any] | None = Field(None, description="not served")
     user: str | None = Field(None, description="ignored")
     metadata: SkipJsonSchema[dict[str, Any] | None] = None
     store: SkipJsonSchema[bool | None] = None
     service_tier: SkipJsonSchema[str | None] = None
-    request_id: SkipJsonSchema[None] = None
+    safety_identifier: SkipJsonSchema[str | None] = None
+    prompt_cache_key: SkipJsonSchema[str | None] = None
 
 
 class CompletionBody(CommonOpenAI):
@@ -135,10 +143,44 @@ class CompletionBody(CommonOpenAI):
     logprobs: int | None = Field(None, description="not served")
 
 
+class TextPart(Strict):
+    """A part of a message; only text is served."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One turn of a chat. What the official client sends back of an answer is accepted, and its empty members."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    refusal: SkipJsonSchema[None] = None
+    audio: SkipJsonSchema[None] = None
+    function_call: SkipJsonSchema[None] = None
+    annotations: SkipJsonSchema[list[Any] | None] = Field(None, max_length=0)
+
+
+class ResponseFormat(BaseModel):
+    """Only ``text`` is served."""
+
+    type: str
+
+
+class TemplateOptions(Strict):
+    """What a chat template may be told."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatBody(CommonOpenAI):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = Field(None, description="not served")
     top_logprobs: int | None = Field(None, description="not served")
@@ -147,7 +189,7 @@ class ChatBody(CommonOpenAI):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(None, description="not served")
     function_call: Any = Field(None, description="not served")
-    response_format: dict[str, Any] | None = Field(None, description='only {"type": "text"}')
+    response_format: ResponseFormat | None = Field(None, description='only {"type": "text"}')
     modalities: list[str] | None = Field(None, description='only ["text"]')
     reasoning_effort: SkipJsonSchema[str | None] = None
-    chat_template_kwargs: dict[str, bool] | None = Field(None, description='{"enable_thinking": false}')
+    chat_template_kwargs: TemplateOptions | None = None

@@ -16,7 +16,7 @@ OPENAI_DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error: nobody is left to be told of one
+class ClientGone(Exception):
     """The client has closed its connection."""
 
 
@@ -75,7 +75,7 @@ class EventStream(Response):
         self._events = events
         self._close = close
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send until the events end or the client has gone."""
         try:
             await unless_gone(receive, self._send(send))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from api.context import Context
 from api.detokenizer import Detokenizer
 from api.facts import Facts
 from api.intake import Prepared
 from api.stops import StopFilter
-from api.tokenizer import Tokenizer
 from common.codec import Tokens
 
 LOOK_BACK = 8
@@ -25,15 +25,16 @@ class Text:
 class TextStream:
     """Feed token by token; after a stop string :attr:`stopped` is set and nothing more comes."""
 
-    def __init__(self, tokenizer: Tokenizer, prepared: Prepared, facts: Facts) -> None:
+    def __init__(self, context: Context, prepared: Prepared) -> None:
         prompt = prepared.request.prompt
-        self._tokenizer = tokenizer
+        facts = context.facts
+        self._tokenizer = context.tokenizer
         self._stops = prepared.stops
         self._min_tokens = prepared.request.sampling.min_tokens
         self._count = 0
         self._markers = (facts.thinking_start, facts.thinking_end) if prepared.chat else (None, None)
         self._thinking = prepared.chat and opens_thought(prompt, facts)
-        self._detokenizer = Detokenizer(tokenizer, prompt)
+        self._detokenizer = Detokenizer(context.tokenizer, prompt)
         self._filter = StopFilter(self._stops)
 
     @property

@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,11 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.facts import Facts, load_facts
+from api.context import Context, load_context
 from api.server import Server
-from api.tokenizer import Tokenizer
 from common.bus.memory import MemoryBus
 from common.settings import Settings
-from common.tiers import Tiers, load_tiers
+from common.tiers import Tiers
 from tests.api.pipeline import Pipeline
 
 MODEL = Path(__file__).parents[2] / "bench" / "tiny_model" / "target"
@@ -28,7 +27,7 @@ class Api:
     client: httpx.AsyncClient
     bus: MemoryBus
     pipeline: Pipeline
-    tokenizer: Tokenizer
+    context: Context
 
     @property
     def url(self) -> str:
@@ -45,40 +44,30 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(str(MODEL))
-
-
-@pytest.fixture(scope="session")
-def facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
-    return load_facts(settings, tokenizer)
-
-
-@pytest.fixture(scope="session")
-def tiers() -> Tiers:
-    return load_tiers()
+def context(settings: Settings) -> Context:
+    return load_context(settings)
 
 
 Serve = Callable[..., Any]
 
 
 @pytest.fixture
-async def serve(settings: Settings, tokenizer: Tokenizer, facts: Facts, tiers: Tiers) -> AsyncIterator[Serve]:
+async def serve(settings: Settings, context: Context) -> AsyncIterator[Serve]:
     """Starts an api on a free port: ``async with serve(script=..., bus=..., **settings) as api``."""
 
     @asynccontextmanager
-    async def start(bus: MemoryBus | None = None, tiers: Tiers = tiers, **options: Any) -> AsyncIterator[Api]:
+    async def start(bus: MemoryBus | None = None, tiers: Tiers | None = None, **options: Any) -> AsyncIterator[Api]:
         bus = bus or MemoryBus()
         ours = {name: value for name, value in options.items() if name in Settings.model_fields}
         pipeline = Pipeline(bus, **{name: value for name, value in options.items() if name not in ours})
-        app = create_app(settings.model_copy(update=ours), bus, tokenizer, facts, tiers)
+        app = create_app(settings.model_copy(update=ours), bus, replace(context, tiers=tiers or context.tiers))
         server = Server(app, "127.0.0.1", 0)
         async with AsyncExitStack() as stack:
             await server.open()
             stack.push_async_callback(server.drain, 0.0)
             await stack.enter_async_context(pipeline.serving())
             client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=20))
-            yield Api(server, client, bus, pipeline, tokenizer)
+            yield Api(server, client, bus, pipeline, context)
 
     yield start
     await asyncio.sleep(0)

@@ -1,0 +1,1 @@
+"""OpenAI-compatible routes: the official client and benchmark tools run against them unchanged."""
