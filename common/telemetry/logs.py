@@ -21,7 +21,7 @@ _CHATTY = ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn.access", "hpack",
 _SPARING_S = 60.0
 _SPARING_MESSAGES = 100
 _VERBATIM = frozenset(("event", "exception", "stack"))
-_UNTOUCHED = frozenset(("timestamp", "level", "logger", "service", "trace_id", "span_id"))
+_UNTOUCHED = frozenset(("timestamp", "level", "logger", "service", "trace_id", "span_id", "_record", "_from_structlog"))
 
 
 def setup_logging(settings: Settings, service: str) -> None:
@@ -39,8 +39,8 @@ def setup_logging(settings: Settings, service: str) -> None:
     handler.addFilter(_Sparing())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact_event, _renderer(settings)],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(settings)],
         )
     )
     root = logging.getLogger()
@@ -115,6 +115,8 @@ def _shared_processors(service: str) -> list[structlog.typing.Processor]:
         structlog.processors.StackInfoRenderer(),
         # plain tracebacks: richer ones print local variables, and those hold prompts
         structlog.processors.format_exc_info,
+        # last, and before the entry leaves structlog: other handlers of the root logger must not see more
+        redact_event,
     ]
 
 

@@ -170,6 +170,18 @@ def test_sizes_and_plain_facts_pass(lines: Lines, name: str, value: object) -> N
     assert lines()[0][name] == value
 
 
+def test_other_handlers_of_the_root_logger_see_no_more(lines: Lines, caplog: pytest.LogCaptureFixture) -> None:
+    get_logger("x").info("entry", prompt="hunter2")
+    assert "entry" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_what_libraries_attach_is_redacted_too(lines: Lines) -> None:
+    logging.getLogger("library").warning("entry", extra={"api_key": "hunter2", "size": 3})
+    (entry,) = lines()
+    assert (entry["api_key"], entry["size"]) == ("[redacted]", 3)
+
+
 def test_runs_of_token_ids_in_text_are_left_out(lines: Lines) -> None:
     get_logger("x").info(f"generated {list(range(31337, 31350))} in 3 steps")
     assert lines()[0]["event"] == "generated [redacted] in 3 steps"
