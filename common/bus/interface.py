@@ -138,7 +138,7 @@ class AdmissionBus(Protocol):
         """
 
     async def requeue(self, worker: str, token: int, max_deaths: int = 2) -> Sequence[str]:
-        """Put a dead worker's requests back with a higher attempt; returns their ids.
+        """Put a dead worker's requests back with a higher attempt, oldest arrival first; returns their ids.
 
         Also removes the worker. A request with ``max_deaths`` deaths behind it is dead-lettered and failed.
         """

@@ -162,14 +162,14 @@ class MemoryBus(MemoryStore):
         for stage in Stage:
             self._work.pop((stage, worker), None)
         requeued = []
-        for request_id in self._inflight.pop(worker, {}):
-            stored = self._records[request_id]
+        mine = [self._records[request_id] for request_id in self._inflight.pop(worker, {})]
+        for stored in sorted(mine, key=lambda stored: (stored.request.arrival_s, stored.request.id)):
             stored.deaths += 1
             if stored.deaths >= max_deaths:
                 self._give_up(stored, "worker_died")
             else:
                 self._put_back(stored)
-                requeued.append(request_id)
+                requeued.append(stored.request.id)
         return requeued
 
     async def workers(self) -> Mapping[str, WorkerState | None]:

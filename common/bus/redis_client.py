@@ -12,7 +12,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common.bus.interface import START, Cursor
@@ -137,9 +137,9 @@ def bus_errors() -> Iterator[None]:
         text = str(error)
         if "FENCED" in text:
             raise LeadershipLost(text) from None
-        if "OOM " in text:
+        if isinstance(error, OutOfMemoryError) or "OOM " in text:  # Redis 6 wraps what a script raises
             raise BusFull("Redis is out of memory") from error
-        if type(error).__name__ == "ReadOnlyError" or text.startswith(_UNAVAILABLE):
+        if isinstance(error, ReadOnlyError) or text.startswith(_UNAVAILABLE):
             raise BusUnavailable(text) from error
         raise BusError(text) from error
 

@@ -26,12 +26,11 @@ end
 -- Nil if the record is missing or unreadable.
 local function load(id)
   local raw = redis.pcall('HMGET', RECORD .. id, 'state', 'attempt', 'holder', 'reply_to', 'tier', 'entry',
-    'prefill_worker', 'decode_worker', 'deaths', 'arrival')
+    'prefill_worker', 'decode_worker', 'arrival')
   if raw.err or not raw[1] then return nil end
   return {
     id = id, state = raw[1], attempt = raw[2], holder = raw[3], reply_to = raw[4] or '', tier = raw[5] or '',
-    entry = raw[6] or '', prefill_worker = raw[7], decode_worker = raw[8], deaths = tonumber(raw[9] or 0),
-    arrival = raw[10] or '0',
+    entry = raw[6] or '', prefill_worker = raw[7], decode_worker = raw[8], arrival = raw[9] or '0',
   }
 end
 
