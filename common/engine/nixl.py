@@ -148,6 +148,10 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
         """Shake hands in the background; a failure costs nothing, the pull tries again."""
         self.connector_worker._ensure_handshake(peer["engine"], peer["host"], peer["port"], peer["tp_size"])
 
+    def peers(self) -> list[str]:
+        """Engines that this one has shaken hands with."""
+        return list(self.connector_worker._remote_agents)
+
 
 class WorkerExtension:
     """Mixed into vLLM's worker: what :class:`common.engine.vllm.VllmEngine` calls there."""
@@ -159,6 +163,10 @@ class WorkerExtension:
     def slos_introduce(self, peer: Mapping[str, Any]) -> None:
         """See :meth:`GuardedNixl.introduce`."""
         get_kv_transfer_group().introduce(peer)
+
+    def slos_peers(self) -> list[str]:
+        """See :meth:`GuardedNixl.peers`."""
+        return get_kv_transfer_group().peers()  # type: ignore[no-any-return] # ours, behind vLLM's type
 
 
 @contextlib.contextmanager

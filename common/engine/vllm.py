@@ -1,12 +1,13 @@
 """vLLM 0.32 (AsyncLLM) behind :class:`common.engine.interface.Engine`, on CPU and GPU."""
 
 import asyncio
+import contextlib
 import itertools
 import uuid
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import Any
 
 from common.engine import vllm_config as configuration
@@ -21,6 +22,7 @@ from common.messages import HandOff
 from common.settings import Settings
 
 _POLL_S = 0.02
+_HANDSHAKE_S = 5.0
 _PULL_CHECK_S = 0.25
 _SAMPLES = 4096
 _start_lock = asyncio.Lock()
@@ -107,10 +109,24 @@ class VllmEngine:
             await self._llm.collective_rpc("slos_release", args=(hand_off.kv["remote_request_id"],))
 
     async def introduce(self, peer: Mapping[str, Any]) -> None:
-        """Shake hands with a peer in the background; its first pull is then as fast as the others."""
-        if peer.get("fingerprint") == self._alive().fingerprint and peer["engine"] != self._id:
-            with _translated():
+        """Shake hands with a peer; its first pull is then nearly as fast as the others.
+
+        Returns when that is done or has taken 5 s; a failure is no error, for the pull tries again.
+        """
+        if peer.get("fingerprint") != self._alive().fingerprint or peer["engine"] == self._id:
+            return
+        with _translated(), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HANDSHAKE_S):
                 await self._llm.collective_rpc("slos_introduce", args=(dict(peer),))
+                while peer["engine"] not in await self.peers():
+                    await asyncio.sleep(_POLL_S)
+
+    async def peers(self) -> frozenset[str]:
+        """Names of the engines that this one has shaken hands with, as in their :meth:`address`."""
+        self._alive()
+        with _translated():
+            known = await self._llm.collective_rpc("slos_peers")
+        return frozenset(name for names in known for name in names)
 
     def address(self) -> Mapping[str, Any]:
         """Where this engine's NIXL agent answers handshakes."""
@@ -303,7 +319,7 @@ class VllmEngine:
         return self._facts
 
 
-@contextmanager
+@contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """vLLM's errors as ours."""
     from vllm.v1.engine.exceptions import EngineDeadError

@@ -1,6 +1,7 @@
 """What every engine owes its worker, held against both implementations."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -62,6 +63,8 @@ async def test_prefill_only_gives_one_token_and_a_hand_off_of_the_prompts_kv(poo
     await until(lambda: producer.engine.load().free_blocks == producer.facts.total_blocks - 2)
     await producer.engine.release(hand_off)
     await until(producer.free)
+    assert time.time() < hand_off.expires_s - 1
+    await producer.engine.release(hand_off)
 
 
 async def test_prefill_that_ends_the_job_finishes_it_and_keeps_nothing(pool: Pool) -> None:
