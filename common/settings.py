@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Settings of every process; a process ignores what it does not use. Invalid values stop it at start."""
 
-    model_config = SettingsConfigDict(env_prefix="SLOS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SLOS_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     # queue
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis; rediss:// for TLS")
