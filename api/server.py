@@ -51,6 +51,15 @@ class Server(uvicorn.Server):
             self._task.result()
             raise OSError(f"can't serve on {self.config.host}:{self.config.port}")
 
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Return when ``stop`` is set; raises what ended the server before that."""
+        assert self._task is not None
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((self._task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if self._task.done():
+            self._task.result()
+
     async def drain(self, patience_s: float) -> None:
         """Refuse what is new, let what is open end within ``patience_s``, end the rest with an error, and stop."""
         drain, ingress = self._app.state.drain, self._app.state.ingress
