@@ -122,9 +122,10 @@ class AdmissionBus(Protocol):
         """Up to ``count`` waiting requests of one tier, oldest first, never more than one tier's."""
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
-        """Everything that earlier planners held; what was delivered more often is dead-lettered and failed.
+        """Everything that earlier planners held; what ``max_deliveries`` of them had is dead-lettered and failed.
 
-        Called once by a new leader, and after BusUnavailable: what the caller holds itself is part of the answer.
+        Called once by a new leader, and after BusUnavailable: what the caller holds itself is part of the answer
+        and no new delivery. A planner's name belongs to one process.
         """
 
     async def note(self, claim: Claim, decision: Decision, token: int) -> bool:

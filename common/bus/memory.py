@@ -114,7 +114,7 @@ class MemoryBus(MemoryStore):
             for number, waiting in list(self._tiers[tier].items()):
                 if waiting.planner is None:
                     continue
-                if waiting.deliveries >= max_deliveries:
+                if waiting.planner != planner and waiting.deliveries >= max_deliveries:
                     self._give_up(self._records[waiting.request_id], "poison")
                 else:
                     claims.append(self._deliver(tier, number, planner))

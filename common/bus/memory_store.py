@@ -123,7 +123,8 @@ class MemoryStore:
 
     def _deliver(self, tier: str, number: int, planner: str) -> Claim:
         waiting = self._tiers[tier][number]
-        waiting.planner, waiting.deliveries = planner, waiting.deliveries + 1
+        if waiting.planner != planner:
+            waiting.planner, waiting.deliveries = planner, waiting.deliveries + 1
         stored = self._records[waiting.request_id]
         generated = tuple(stored.generated)
         return Claim(cursor_at(number), stored.request, stored.attempt, generated, stored.deferred_s)

@@ -40,13 +40,11 @@ class RedisAdmission(RedisClient):
         """See the interface."""
         claims = []
         for tier in tiers:
-            cursor = START
-            while True:
-                answer = await self._run("reclaim", tier, planner, cursor, BATCH, max_deliveries, POISON)
+            after = "-"
+            while after:
+                answer = await self._run("reclaim", tier, planner, after, BATCH, max_deliveries, POISON)
                 claims += await self._readable(tier, answer[1])
-                cursor = answer[0].decode()
-                if cursor == START:
-                    break
+                after = answer[0].decode()
         return claims
 
     async def _readable(self, tier: str, answers: Sequence[Any]) -> list[Claim]:

@@ -304,6 +304,15 @@ async def test_an_ended_request_leaves_only_its_record(redis_bus: RedisBus) -> N
     assert left == []
 
 
+async def test_many_held_requests_are_reclaimed_in_order(redis_bus: RedisBus) -> None:
+    held = [(await queued(redis_bus)).id for _ in range(230)]
+    await lead(redis_bus)
+    await redis_bus.claim("chat", "planner", 1000)
+    await redis_bus.resign("planner")
+    await lead(redis_bus, "other")
+    assert [claim.request.id for claim in await redis_bus.reclaim(["chat"], "other")] == held
+
+
 async def test_consumers_of_old_planners_are_removed(redis_bus: RedisBus) -> None:
     await claimed(redis_bus)
     await redis_bus.resign("planner")

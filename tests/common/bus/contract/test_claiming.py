@@ -145,6 +145,12 @@ async def test_the_fourth_delivery_is_a_dead_letter(bus: Bus) -> None:
     assert (await bus.depths(["chat"]))["chat"].waiting == 0
 
 
+async def test_a_planner_that_asks_again_delivers_nothing_anew(bus: Bus) -> None:
+    claim, _ = await claimed(bus)
+    for _ in range(5):
+        assert await bus.reclaim(["chat"], "planner") == [claim]
+
+
 async def test_a_dispatch_to_a_buried_worker_goes_back_to_the_tier(bus: Bus) -> None:
     claim, token = await claimed(bus)
     await bus.requeue("p", token)

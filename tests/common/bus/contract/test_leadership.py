@@ -11,6 +11,14 @@ async def test_one_planner_leads_and_keeps_its_token(bus: Bus) -> None:
     assert await bus.lead("a", TTL_S) == token
 
 
+async def test_anyone_can_ask_who_leads(bus: Bus) -> None:
+    assert await bus.leader() is None
+    await lead(bus, "a")
+    assert await bus.leader() == "a"
+    await bus.resign("a")
+    assert await bus.leader() is None
+
+
 async def test_a_new_leader_gets_a_higher_token(bus: Bus) -> None:
     token = await lead(bus, "a")
     await bus.resign("a")
