@@ -16,12 +16,16 @@ class Gap(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New tokens from ``position`` on, and the text that they completed."""
+    """New tokens from ``position`` on, and the text that they completed.
+
+    ``time_s`` is when the engine's worker had them, or now where that is not known.
+    """
 
     position: int
     tokens: Tokens
     answer: str
     reasoning: str
+    time_s: float
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Delivery:
         if record.decision is not None:
             self.decision = record.decision
         self._attempt = max(self._attempt, record.attempt)
-        return self._append(record.generated[len(self.tokens) :], record.end, now_s)
+        return self._append(record.generated[len(self.tokens) :], record.end, now_s, now_s)
 
     def behind(self, reply: Reply) -> bool:
         """Whether tokens before this reply are missing."""
@@ -92,9 +96,9 @@ class Delivery:
             raise Gap
         self._attempt = frame.attempt
         self.notes.update(frame.notes)
-        return self._append(frame.tokens[len(self.tokens) - frame.position :], frame.end, now_s)
+        return self._append(frame.tokens[len(self.tokens) - frame.position :], frame.end, now_s, frame.time_s)
 
-    def _append(self, tokens: Tokens, end: End | None, now_s: float) -> Piece | None:
+    def _append(self, tokens: Tokens, end: End | None, now_s: float, made_s: float) -> Piece | None:
         position = len(self.tokens)
         texts: list[Text] = []
         silent = len(tokens) - 1 if end is not None and (end.state, end.reason) == (State.DONE, "stop") else None
@@ -115,4 +119,4 @@ class Delivery:
         reasoning = "".join(text.reasoning for text in texts)
         self.answer += answer
         self.reasoning += reasoning
-        return Piece(position, tuple(self.tokens[position:]), answer, reasoning)
+        return Piece(position, tuple(self.tokens[position:]), answer, reasoning, made_s)

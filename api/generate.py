@@ -98,7 +98,8 @@ async def stream(exchange: Exchange, keep_alive_s: float) -> AsyncIterator[bytes
 
 
 def _token(piece: Piece) -> dict[str, Any]:
-    return {"position": piece.position, "token_ids": list(piece.tokens), "text": piece.answer}
+    body = {"position": piece.position, "token_ids": list(piece.tokens), "text": piece.answer}
+    return body | {"time_s": round(piece.time_s, 6)}
 
 
 def _decided(exchange: Exchange, decision: Decision) -> dict[str, Any]:
