@@ -37,9 +37,10 @@ def engine_environment(
             share = settings.gpu_memory_utilization / sharing
             env["SLOS_GPU_MEMORY_UTILIZATION"] = f"{share:.3f}"
     else:
-        env["OMP_NUM_THREADS"] = str(threads or max(1, machine.cpus // max(1, engines)))
+        env["OMP_NUM_THREADS"] = str(threads or max(1, (machine.cpus - 1) // max(1, engines)))
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        env["TOKENIZERS_PARALLELISM"] = "false"
     ours = {"SLOS_GPU_MEMORY_UTILIZATION"} | ({"OMP_NUM_THREADS"} if threads else set())
     return {name: value for name, value in env.items() if name in ours or name not in os.environ}
 
