@@ -70,8 +70,7 @@ class _Slice:
         try:
             return await self._steps(await self._tools.files.get(run.spec.tenant, run.spec.input_file_id))
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await _stop(watch)
 
     async def _steps(self, file: StoredFile | None) -> bool:
         status, halt = self._run.batch.status, None
@@ -91,7 +90,8 @@ class _Slice:
     async def _watch(self) -> None:
         """Keep the lock, and find out whether to stop."""
         tools, started_s = self._tools, self._tools.clock()
-        while True:
+        halt = None
+        while halt is not Halt.LOST:
             try:
                 await tools.batches.renew(self._id, self._run.fence)
                 halt = await self._reason(tools.clock() - started_s)
@@ -118,13 +118,11 @@ class _Slice:
             waiting: set[asyncio.Future[Any]] = {task, self._halt}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            task.cancel()
-            outcome = (await asyncio.gather(task, return_exceptions=True))[0]
-        if isinstance(outcome, asyncio.CancelledError):
-            return self._halt.result()
-        if isinstance(outcome, BaseException):
-            raise _first(outcome)
-        return None
+            await _stop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            raise _first(error)
+        return self._halt.result() if self._halt.done() else None
 
     async def _validate(self, file: StoredFile) -> bool:
         settings, spec = self._tools.settings, self._run.spec
@@ -144,6 +142,8 @@ class _Slice:
         async with asyncio.TaskGroup() as group:
             async for number, line in self._run.open_lines(file):
                 await self._slots.acquire()
+                if self._halt.done():
+                    return
                 call = await self._submit(number, line)
                 if call is None:
                     self._slots.release()
@@ -159,6 +159,8 @@ class _Slice:
             return None
         wait_s = FIRST_POLL_S
         while await self._tools.bus.submit(call.request, call.max_queued) is Submitted.FULL:
+            if self._halt.done():
+                return None
             await asyncio.sleep(wait_s)
             wait_s = min(LAST_POLL_S, wait_s * POLL_GROWTH)
         return call
@@ -167,12 +169,21 @@ class _Slice:
         """Wait for the end of a line and keep its response."""
         bus, wait_s = self._tools.bus, FIRST_POLL_S
         while (record := await bus.record(call.request.id)) is not None and not record.state.ended:
+            if self._halt.done():
+                return
             if call.stopped(record):
                 await bus.end(call.request.id, End(State.DONE, "stop"))
             await asyncio.sleep(wait_s)
             wait_s = min(LAST_POLL_S, wait_s * POLL_GROWTH)
         await self._run.settle(number, line, call, record)
         self._slots.release()
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    """Cancel until it has ended: redis-py can lose a cancellation that comes together with a reply."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def _first(error: BaseException) -> BaseException:
