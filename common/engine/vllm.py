@@ -183,7 +183,7 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from common.engine import nixl, vllm_scheduler
+        from common.engine import nixl, vllm_cpu_worker, vllm_scheduler
 
         vllm_scheduler.check_internals()
         nixl.check_internals()
@@ -194,6 +194,7 @@ class VllmEngine:
         scheduling.scheduler_cls = self._scheduler_cls or vllm_scheduler.scheduler_for(scheduling.async_scheduling)
         self._eos = configuration.stop_ids(config)
         if cpu:
+            vllm_cpu_worker.check_internals()
             configuration.start_by_fork()
         self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         return Facts(

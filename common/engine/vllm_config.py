@@ -68,6 +68,7 @@ def engine_arguments(settings: Settings, cpu: bool, engine_id: str, export: str)
         "kv_transfer_config": _transfer(settings, cpu, engine_id),
     }
     if cpu:
+        arguments["worker_cls"] = "common.engine.vllm_cpu_worker.SeedSafeCpuWorker"
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization

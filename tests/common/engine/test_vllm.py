@@ -49,7 +49,7 @@ LONG = make_job(make_prompt(200, seed=9), replace(GREEDY, max_tokens=80))
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def reference(vllm_pool: VllmPool, model: str) -> Reference:
-    """What stock vLLM answers: no connector, no scheduler of ours, one request at a time."""
+    """What stock vLLM answers: nothing of ours in it, one request at a time, whole prompts (see vllm_cpu_worker)."""
     await vllm_pool.make_room(1)
     return json_tokens(await run_python(STOCK, model, json.dumps([as_dict(job) for job in ALL_JOBS])))
 
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     prepare_environment(cpu=True)
     from vllm import LLM, SamplingParams
     llm = LLM(model=sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True, block_size=32,
-              max_num_batched_tokens=256, kv_cache_memory_bytes=1 << 28, enable_prefix_caching=False)
+              max_num_batched_tokens=2048, kv_cache_memory_bytes=1 << 28, enable_prefix_caching=False)
     for job in json.loads(sys.argv[2]):
         params = SamplingParams(detokenize=False, **job["sampling"])
         (output,) = llm.generate([{"prompt_token_ids": job["prompt"]}], params, use_tqdm=False)
@@ -260,7 +260,7 @@ async def test_every_eos_token_of_the_model_stops_without_a_tokenizer(
         patient = replace(GREEDY, ignore_eos=False)
         (first,) = await collect(engine, make_job(sampling=patient, keep_kv=True))
         assert (first.tokens, first.finish, first.hand_off) == (tokens[:1], "stop", None)
-        rest = await collect(engine, make_job(sampling=patient, generated=(tokens[0] + 1,) + tokens[1:minimum]))
+        rest = await collect(engine, make_job(sampling=patient, generated=(tokens[0] + 1, *tokens[1:minimum])))
         assert rest[-1].finish in ("stop", "length")
         assert tokens_of(await collect(engine, make_job())) == tokens
     finally:
