@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from common.errors import CodecError, MessageTooLarge, SchemaVersionError
+from common.errors import CodecError, MessageTooLarge, ProfileError, SchemaVersionError
 
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -38,12 +38,17 @@ def message(cls: type[M]) -> type[M]:
 
 
 def encode(value: object) -> bytes:
-    """Encode a registered message. Raises CodecError when a field does not fit its type."""
+    """Encode a registered message.
+
+    Raises CodecError when a field has no wire form, MessageTooLarge for what nobody would decode.
+    """
     cls = type(value)
     try:
         packed: bytes = msgpack.packb([SCHEMA_VERSION, cls.__name__, _encoder(cls)(value)], use_bin_type=True)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CodecError(f"{cls.__name__} can't be encoded: {error}") from error
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(f"{cls.__name__} of {len(packed)} bytes is over the bound of {MAX_MESSAGE_BYTES}")
     return packed
 
 
@@ -120,7 +125,7 @@ def _decoder(cls: type) -> Convert:
                     raise CodecError(f"{cls.__name__}.{name}: {error}") from None
             try:
                 return cls(*values)
-            except ValueError as error:
+            except (ValueError, ProfileError) as error:
                 raise CodecError(f"{cls.__name__}: {error}") from error
 
         _decoders[cls] = build
@@ -142,7 +147,7 @@ def _to_wire(hint: Any) -> Convert:
     if kind == "enum":
         return lambda value: value.value
     if kind == "map":
-        return dict
+        return dict if arguments is not float else _floats
     return lambda value: value
 
 
@@ -167,7 +172,7 @@ def _from_wire(hint: Any) -> Convert:
     if kind == "enum":
         return lambda raw: _enum(arguments, raw)
     if kind == "map":
-        return _mapping
+        return _mapping(None if arguments is Any else _scalar(arguments))
     return _scalar(arguments)
 
 
@@ -180,7 +185,7 @@ def _shape(hint: Any) -> tuple[str, Any]:
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return "tuple", arguments[0]
     if origin in (dict, Mapping):
-        return "map", None
+        return "map", arguments[1]
     if isinstance(hint, type) and is_dataclass(hint):
         return "dataclass", hint
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -208,7 +213,14 @@ def _enum(cls: type[Enum], raw: Any) -> Enum:
         raise CodecError(f"{raw!r} is not a {cls.__name__}") from None
 
 
-def _mapping(raw: Any) -> dict[str, Any]:
-    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise CodecError("expected a map with string keys")
-    return raw
+def _floats(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items()}
+
+
+def _mapping(value: Convert | None) -> Convert:
+    def convert(raw: Any) -> dict[str, Any]:
+        if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+            raise CodecError("expected a map with string keys")
+        return {key: value(item) for key, item in raw.items()} if value else raw
+
+    return convert

@@ -62,13 +62,13 @@ def load_tiers(path: Path | None = None, tpot_scale: float = 1.0) -> Tiers:
     path = path or DEFAULT_FILE
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TiersError(f"{path}: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("tiers"), dict) or not raw["tiers"]:
         raise TiersError(f"{path}: needs a map 'tiers'")
     tiers = tuple(_tier(path, str(name), body, tpot_scale) for name, body in raw["tiers"].items())
     default = raw.get("default", tiers[0].name)
-    if default not in {tier.name for tier in tiers}:
+    if default not in [tier.name for tier in tiers]:
         raise TiersError(f"{path}: default tier {default!r} is not defined")
     return Tiers(tiers, default)
 
@@ -77,12 +77,13 @@ def _tier(path: Path, name: str, body: Any, tpot_scale: float) -> Tier:
     where = f"{path}: tier {name!r}"
     if not isinstance(body, dict):
         raise TiersError(f"{where}: must be a map")
-    unknown = set(body) - {field.name for field in fields(Tier)} - {"name"}
-    missing = {"value", "patience_s", "on_overload", "max_queued"} - set(body)
+    names = {str(key) for key in body}
+    unknown = names - {field.name for field in fields(Tier) if field.name != "name"}
+    missing = {"value", "patience_s", "on_overload", "max_queued"} - names
     if unknown or missing:
         raise TiersError(f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
     for field, value in body.items():
-        low = 0 if field == "value" else 1e-9
+        low = {"value": 0, "max_queued": 1}.get(field, 1e-9)
         if field != "on_overload" and (type(value) not in (int, float) or not low <= value < 1e9):
             raise TiersError(f"{where}: {field} must be a positive number")
     numbers = {key: float(value) for key, value in body.items() if key not in ("on_overload", "max_queued")}

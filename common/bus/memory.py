@@ -213,7 +213,7 @@ class MemoryBus(MemoryStore):
 
     async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
         """See :class:`WorkerBus`."""
-        return [self._accept(worker, frame) for frame in frames]
+        return [self._accept(worker, _over_the_wire(frame)) for frame in frames]
 
     async def hand_off(self, worker: str, work: Work) -> bool:
         """See :class:`WorkerBus`."""
