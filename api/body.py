@@ -1,6 +1,9 @@
 """Reading a request's body within bounds, and turning what is wrong with it into problems."""
 
+import asyncio
 import json
+import re
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -11,8 +14,15 @@ from starlette.requests import ClientDisconnect
 from api.problems import FieldError, Problem, ProblemError, field_path, invalid
 
 MAX_ERRORS = 16
+BODY_S = 60.0
+"""Longest time that a body may take to arrive."""
+
+DISCARD_TIMES = 16
+"""A body is read to its end, and thrown away, up to this many times the bound."""
+
 _BOUNDS = ("ge", "gt", "le", "lt", "max_length", "min_length")
-_UNION_BRANCHES = {"str", "constrained-str", "list[any]"}
+_BRANCH = re.compile(r"str|constrained-str|(list|function-after)\[.*")
+_WRONG_BRANCH = {"string_type", "list_type"}
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -24,20 +34,39 @@ async def read_json(request: Request, body_type: type[B], max_bytes: int) -> B:
 
 
 async def read_bounded(request: Request, max_bytes: int) -> bytes:
-    """The raw body, refused as soon as it is known to be over ``max_bytes``, whatever its headers say."""
+    """The raw body; raises ProblemError 413 if it is over ``max_bytes``, whatever its headers say, and 408.
+
+    What is too large is read to its end but not kept, since a client that is still sending can't read an answer.
+    """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+    if declared.isdecimal() and int(declared[:20]) > max_bytes * DISCARD_TIMES:
+        raise _too_large(max_bytes, close=True)
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in _chunks(request):
+                size += len(chunk)
+                if size > max_bytes * DISCARD_TIMES:
+                    raise _too_large(max_bytes, close=True)
+                if size <= max_bytes:
+                    body += chunk
+    except TimeoutError:
+        headers = {"connection": "close"}
+        detail = f"The body did not come within {BODY_S:g} s."
+        raise ProblemError(Problem(408, "body_timeout", detail, headers=headers)) from None
+    if size > max_bytes:
         raise _too_large(max_bytes)
-    body = bytearray()
-    while True:
+    return bytes(body)
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    more = True
+    while more:
         event = await request.receive()
         if event["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += event.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        if not event.get("more_body", False):
-            return bytes(body)
+        yield event.get("body", b"")
+        more = event.get("more_body", False)
 
 
 def parse(raw: bytes, body_type: type[B]) -> B:
@@ -53,19 +82,25 @@ def _problem(details: list[ErrorDetails]) -> ProblemError:
         # The parser's own words can quote the text; where it stopped is enough to find the mistake.
         where = str(details[0].get("ctx", {}).get("error", "")).rpartition(" at ")[2]
         return ProblemError(Problem(400, "invalid_json", f"The body is not valid JSON in UTF-8 (near {where})."))
-    seen: dict[str, FieldError] = {}
-    for detail in details:
+    errors: dict[str, FieldError] = {}
+    for detail in sorted(details, key=_of_other_branch):
         error = _field_error(detail)
-        seen.setdefault(error.field, error)
-    return invalid(*list(seen.values())[:MAX_ERRORS])
+        related = any(known == error.field or known.startswith(f"{error.field}[") for known in errors)
+        if not (related and _of_other_branch(detail)):
+            errors.setdefault(error.field, error)
+    return invalid(*list(errors.values())[:MAX_ERRORS])
+
+
+def _of_other_branch(detail: ErrorDetails) -> bool:
+    """Whether this only says that the value is not of one of the types that its field may have."""
+    return detail["type"] in _WRONG_BRANCH and _BRANCH.fullmatch(str(detail["loc"][-1])) is not None
 
 
 def _field_error(detail: ErrorDetails) -> FieldError:
-    parts = [part for part in detail["loc"] if str(part).split("(")[0] not in ("function-after", *_UNION_BRANCHES)]
-    parts = [part for part in parts if not str(part).startswith("list[")]
+    parts = [part for part in detail["loc"] if isinstance(part, int) or not _BRANCH.fullmatch(part)]
     context = detail.get("ctx", {})
     bound = next((context[key] for key in _BOUNDS if key in context), None)
-    message = detail["msg"].removeprefix("Value error, ")
+    message = "must be text or a list" if _of_other_branch(detail) else detail["msg"].removeprefix("Value error, ")
     return FieldError(field_path(parts), message, bound if isinstance(bound, int | float | str) else None)
 
 
@@ -77,9 +112,9 @@ def _check_content_type(header: str | None) -> None:
         raise ProblemError(Problem(415, "unsupported_media_type", "The body must be JSON.", (error,)))
 
 
-def _too_large(max_bytes: int) -> ProblemError:
+def _too_large(max_bytes: int, close: bool = False) -> ProblemError:
     error = FieldError("body", f"is over {max_bytes} bytes", max_bytes)
-    headers = {"connection": "close"}  # what is left of the body is not worth reading
+    headers = {"connection": "close"} if close else {}
     return ProblemError(Problem(413, "body_too_large", "The body is too large.", (error,), headers=headers))
 
 

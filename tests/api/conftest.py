@@ -1,7 +1,7 @@
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +48,31 @@ def context(settings: Settings) -> Context:
     return load_context(settings)
 
 
-Serve = Callable[..., Any]
+@asynccontextmanager
+async def serving(
+    settings: Settings, context: Context, bus: MemoryBus | None = None, tiers: Tiers | None = None, **options: Any
+) -> AsyncIterator[Api]:
+    """An api on a free port before a pipeline in miniature; ``options`` are settings, and fields of the pipeline."""
+    bus = bus or MemoryBus()
+    ours = {name: value for name, value in options.items() if name in Settings.model_fields}
+    pipeline = Pipeline(bus, **{name: value for name, value in options.items() if name not in ours})
+    app = create_app(settings.model_copy(update=ours), bus, replace(context, tiers=tiers or context.tiers))
+    server = Server(app, "127.0.0.1", 0)
+    async with AsyncExitStack() as stack:
+        await server.open()
+        stack.push_async_callback(server.drain, 0.0)
+        await stack.enter_async_context(pipeline.serving())
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=20))
+        yield Api(server, client, bus, pipeline, context)
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Api]]
 
 
 @pytest.fixture
-async def serve(settings: Settings, context: Context) -> AsyncIterator[Serve]:
-    """Starts an api on a free port: ``async with serve(script=..., bus=..., **settings) as api``."""
-
-    @asynccontextmanager
-    async def start(bus: MemoryBus | None = None, tiers: Tiers | None = None, **options: Any) -> AsyncIterator[Api]:
-        bus = bus or MemoryBus()
-        ours = {name: value for name, value in options.items() if name in Settings.model_fields}
-        pipeline = Pipeline(bus, **{name: value for name, value in options.items() if name not in ours})
-        app = create_app(settings.model_copy(update=ours), bus, replace(context, tiers=tiers or context.tiers))
-        server = Server(app, "127.0.0.1", 0)
-        async with AsyncExitStack() as stack:
-            await server.open()
-            stack.push_async_callback(server.drain, 0.0)
-            await stack.enter_async_context(pipeline.serving())
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=20))
-            yield Api(server, client, bus, pipeline, context)
-
-    yield start
-    await asyncio.sleep(0)
+def serve(settings: Settings, context: Context) -> Serve:
+    """Starts an api: ``async with serve(script=..., keep_alive_s=...) as api``."""
+    return partial(serving, settings, context)
 
 
 @pytest.fixture

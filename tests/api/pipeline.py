@@ -36,8 +36,8 @@ def echo(work: Work) -> list[list[int]]:
     return [[token] for token in work.request.prompt[: work.request.sampling.max_tokens]]
 
 
-def admitted(claim: Claim, **changes: object) -> Decision:
-    decision = Decision(
+def decision(**changes: object) -> Decision:
+    made = Decision(
         verdict=Verdict.ADMITTED,
         reason="feasible",
         cycle=1,
@@ -49,7 +49,20 @@ def admitted(claim: Claim, **changes: object) -> Decision:
         prefill_worker=PREFILL,
         decode_worker=DECODE,
     )
-    return replace(decision, **changes)  # type: ignore[arg-type] # the test names real fields
+    return replace(made, **changes)  # type: ignore[arg-type] # the test names real fields
+
+
+def admitted(_claim: Claim) -> Decision:
+    return decision()
+
+
+def deferred(_claim: Claim) -> Decision:
+    """Told so, and left waiting."""
+    return decision(verdict=Verdict.DEFERRED, reason="overload", prefill_worker=None, decode_worker=None)
+
+
+def rejected(_claim: Claim) -> Decision:
+    return decision(verdict=Verdict.REJECTED, reason="overload", prefill_worker=None, retry_after_s=6.2)
 
 
 @dataclass
