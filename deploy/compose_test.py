@@ -140,7 +140,7 @@ async def read_stream(
 async def check_traces(traces: "Traces", answers: Sequence[Answer], result: Result) -> None:
     """Every request has its spans, in one trace."""
     deadline = time.monotonic() + SPANS_TIMEOUT_S
-    missing: dict[str, set[str]] = {}
+    missing: dict[str, frozenset[str]] = {}
     while time.monotonic() < deadline:
         names = await traces.names()
         missing = {
@@ -232,9 +232,7 @@ async def drive(compose: Compose, api: str, ui: str, jaeger: bool, count: int, r
         check_containers(compose, (api, ui), result)
         say(f"sending {count} requests")
         sent = await asyncio.gather(*(send(client, number, result) for number in range(count)))
-        answers = [
-            answer for answer in await asyncio.gather(*(send(client, n, result) for n in range(count))) if answer
-        ]
+        answers = [answer for answer in sent if answer]
         result.handed_off = sum(answer.handed_off for answer in answers)
         result.check(result.handed_off > 0, "no request went from a prefill to a decode worker")
         await check_traces(Traces(compose, f"http://{ui}" if jaeger else None), answers, result)

@@ -91,12 +91,13 @@ def _print_events(stream: Iterator[tuple[str, Any]]) -> None:
 def _print_closing(answer: Mapping[str, Any]) -> None:
     decision, slo, usage = answer["decision"] or {}, answer["slo"], answer["usage"]
     promised, got = slo["objective"], slo["achieved"]
-    verdict = {True: "kept", False: "missed", None: "none"}[slo["attained"]]
+    kept = {True: "promise kept", False: "promise missed", None: "no promise"}[slo["attained"]]
+    kept = kept if decision.get("verdict") == "admitted" else "no promise"
     place = " -> ".join(filter(None, dict.fromkeys((decision.get("prefill_worker"), decision.get("decode_worker")))))
     lines = (
         f"{decision.get('verdict')} ({decision.get('reason')}) on {place or 'no worker'}",
         f"TTFT {_ms(got['ttft_ms'])} of {_ms(promised['ttft_ms'])}, TPOT {_ms(got['tpot_ms'])} of"
-        f" {_ms(promised['tpot_ms'])}, promise {verdict}; {usage['prompt_tokens']} + {usage['completion_tokens']}"
+        f" {_ms(promised['tpot_ms'])}, {kept}; {usage['prompt_tokens']} + {usage['completion_tokens']}"
         f" tokens, {answer['finish_reason']}",
     )
     err.print("\n".join(lines), style="dim", markup=False)

@@ -15,7 +15,7 @@ from common.cli.supervisor import Child
 from common.redis_server import find_redis
 from common.settings import Settings
 
-CELERY = ("celery", "-A", "common.celery_app")
+CELERY = ("celery", "-q", "-A", "common.celery_app")
 MODULES: Mapping[str, tuple[str, ...]] = {
     "decode_worker": ("decode_worker",),
     "prefill_worker": ("prefill_worker",),

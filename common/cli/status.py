@@ -102,20 +102,27 @@ def _print(report: dict[str, Any]) -> None:
     missing = ", ".join(name for name, holds in api["checks"].items() if not holds) or api.get("error", "")
     out.print(f"api      {api['url']}  {'[green]ready[/]' if api['ready'] else f'[red]not ready[/] {missing}'}")
     out.print(f"planner  {report['leader'] or '[red]no leader[/]'}")
-    workers = Table("worker", "state", "prefers", "running", "queued", "KV used", "step ms", "beat", box=None)
+    workers = _table("worker", "state", "prefers", "running", "queued", "KV", "step ms", "silent")
     for worker in report["workers"]:
         workers.add_row(*_cells(worker))
     out.print(workers)
-    queues = Table("tier", "waiting", "oldest s", box=None)
+    queues = _table("tier", "waiting", "oldest s")
     for tier, depth in report["queues"].items():
         oldest = depth["oldest_wait_s"]
         queues.add_row(tier, str(depth["waiting"]), "-" if oldest is None else f"{oldest:.1f}")
     out.print(queues)
     if report["processes"]:
-        processes = Table("process", "pid", "restarts", box=None)
+        processes = _table("process", "pid", "restarts")
         for process in report["processes"]:
             processes.add_row(process["name"], str(process["pid"] or "-"), str(process["restarts"]))
         out.print(processes)
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for header in headers:
+        table.add_column(header, no_wrap=True)
+    return table
 
 
 def _cells(worker: dict[str, Any]) -> list[str]:
@@ -127,8 +134,8 @@ def _cells(worker: dict[str, Any]) -> list[str]:
         worker["state"],
         worker["prefers"],
         str(worker["running"]),
-        f"{worker['queued']} ({worker['queued_tokens']} tokens)",
+        f"{worker['queued']} ({worker['queued_tokens']} tok)",
         f"{used:.0%}",
         f"{worker['step_ms']:.1f}",
-        f"{worker['beat_age_s']:.1f} s ago",
+        f"{worker['beat_age_s']:.1f} s",
     ]
