@@ -29,7 +29,7 @@ from common.messages import Cancel, End, Frame, KeepTrace, Slo, State
 from tests.factories import make_request
 
 MESSAGES: list[type] = [
-    cls for name, cls in vars(messages).items() if cls is not None and codec._by_tag.get(name) is cls
+    cls for name, cls in vars(messages).items() if isinstance(cls, type) and codec._by_tag.get(name) is cls
 ]
 
 positive = st.floats(1e-6, 1e8)
