@@ -1,7 +1,6 @@
 """Running offline batches, slice by slice, and resuming those whose task died."""
 
-from common.celery_app import BATCHES, app, settings, stopping
-from common.offline.endpoint import load_endpoint
+from common.celery_app import app, settings, stopping
 from common.offline.run import Tools
 from common.offline.runner import run_slice
 from common.tasks.runtime import Connections, run_async
@@ -10,9 +9,10 @@ from common.telemetry.logs import get_logger
 _log = get_logger(__name__)
 
 
-@app.task(name="run_batch", queue=BATCHES)  # type: ignore[untyped-decorator]
+@app.task(name="run_batch")  # type: ignore[untyped-decorator]
 def run_batch(batch_id: str) -> None:
     """Work on a batch for one slice and queue the next; without effect while another task works on it."""
+    from common.offline.endpoint import load_endpoint  # takes seconds and much memory: not in beat and the main process
 
     async def work(connections: Connections) -> bool:
         endpoint = load_endpoint(settings)

@@ -4,7 +4,7 @@ import asyncio
 
 from celery.exceptions import OperationalError
 
-from common.celery_app import BATCHES, make_app
+from common.celery_app import make_app
 from common.settings import Settings
 from common.telemetry.logs import get_logger
 
@@ -27,7 +27,7 @@ class BatchQueue:
 
     def _send(self, batch_id: str) -> bool:
         try:
-            self._app.send_task("run_batch", (batch_id,), queue=BATCHES, retry=False)
+            self._app.send_task("run_batch", (batch_id,), retry=False)
         except (OperationalError, OSError) as error:
             _log.warning("a batch waits to be resumed", batch_id=batch_id, error=type(error).__name__)
             return False
