@@ -102,19 +102,20 @@ def command(*argv: str | Path, quiet: bool = False) -> str:
         "PYTHONNOUSERSITE": "1",
     }
     lines = []
-    with LOG.open("a") as log:
-        log.write(f"$ {' '.join(map(str, argv))}\n")
-        process = subprocess.Popen(
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
             [str(arg) for arg in argv], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
+        ) as process,
+    ):
+        log.write(f"$ {' '.join(map(str, argv))}\n")
+        for line in process.stdout or ():
             log.write(line)
             lines.append(line)
             if not quiet:
                 _show(line, len(lines))
     output = "".join(lines)
-    if process.wait():
+    if process.returncode:
         tail = "".join(lines[-15:])
         raise SetupError(f"{tail}\n{' '.join(map(str, argv[:6]))} failed.\n{advice(output)}\nThe whole log: {LOG}")
     return output
