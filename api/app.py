@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from api import generate, health, requests
+from api import batches, files, generate, health, requests
 from api.auth import Authenticator
 from api.context import Context
 from api.ingress import Ingress
@@ -42,7 +42,16 @@ def create_app(settings: Settings, bus: Bus, context: Context) -> FastAPI:
     app.state.ingress = ingress
     app.state.drain = drain
     app.state.authenticator = Authenticator(settings)
-    for router in (generate.router, completions.router, chat.router, models.router, requests.router, health.router):
+    for router in (
+        files.router,
+        batches.router,
+        generate.router,
+        completions.router,
+        chat.router,
+        models.router,
+        requests.router,
+        health.router,
+    ):
         app.include_router(router)
     _add_handlers(app)
     app.add_middleware(ServerSpan)
