@@ -12,7 +12,7 @@ bin := .venv/bin
 python := $(bin)/python
 export PYTHON
 
-.PHONY: help setup run test check unit vllm-test smoke compose-test clean
+.PHONY: help setup run test check unit vllm-test smoke compose-test docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | column -t -s "$$(printf '\t')" 2>/dev/null \
@@ -42,6 +42,9 @@ smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is 
 
 compose-test: setup ## docker compose with two workers of each kind; the last line is one JSON object
 	@$(python) deploy/compose_test.py $(ARGS)
+
+docs: setup ## write the settings table into docs/operations.md
+	@$(python) -m deploy.docs
 
 clean: ## remove .venv, caches and what runs have left
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis var build dist *.egg-info

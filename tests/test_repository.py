@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from common.cli.settings_table import markdown_table
+from deploy.docs import with_table
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"api", "admission", "prefill_worker", "decode_worker", "common", "tests", "bench", "deploy", "docs"}
@@ -100,8 +101,9 @@ def test_every_pin_is_exact() -> None:
 
 
 def test_the_settings_in_the_documentation_are_the_settings() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
-    assert markdown_table() in text, "run: slos-serve settings --markdown, and put it into docs/operations.md"
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert with_table(page) == page, "run: make docs"
+    assert markdown_table() in page
 
 
 def test_the_readme_names_every_message() -> None:
