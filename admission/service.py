@@ -116,7 +116,7 @@ class AdmissionService:
         self._hold(claims)
         self._lead = _Lead(token, self._clock())
         self._report.leading(True)
-        log.info("leading", token=token, reclaimed=len(claims), adopted=len(self._cluster.running))
+        log.info("leading", epoch=token, reclaimed=len(claims), adopted=len(self._cluster.running))
         self._dirty.set()
 
     def _step_down(self, reason: str) -> None:

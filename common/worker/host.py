@@ -26,6 +26,8 @@ log = get_logger(__name__)
 
 BLOCK_S = 1.0
 RETRY_S = 0.1
+NOTICE_S = 0.3
+"""Until the planner has surely seen that a worker drains, and what it sent before has arrived."""
 SPARE_INTAKE = 64
 """Work taken beyond what the engine can run at once, so that it never waits for the queue."""
 
@@ -108,6 +110,7 @@ class WorkerHost:
         with contextlib.suppress(TimeoutError, BusError):
             async with asyncio.timeout(self._settings.drain_s):
                 await self._beat()
+                await asyncio.sleep(NOTICE_S)
                 while self._jobs or await self._bus.inflight(self.id):
                     await asyncio.sleep(RETRY_S)
                 await self._outbox.flush()
