@@ -59,6 +59,8 @@ class _Slice:
         self._run, self._tools, self._id = run, run.tools, run.spec.id
         self._halt: asyncio.Future[Halt] = asyncio.get_running_loop().create_future()
         self._slots = asyncio.Semaphore(run.tools.settings.batch_concurrency)
+        if run.batch.status is Status.CANCELLING:
+            self._halt.set_result(Halt.CANCELLED)
 
     async def work(self) -> bool:
         """Until nothing is left or something halts it; True if it must be run again."""

@@ -158,6 +158,14 @@ async def test_cancelling_ends_what_runs_and_keeps_what_is_done(stores: Stores, 
     assert {record.state for record in records if record is not None} <= {State.DONE, State.CANCELLED}
 
 
+async def test_a_batch_that_was_cancelled_before_it_began_sends_nothing(stores: Stores, bus: RedisBus) -> None:
+    batch = await stores.create(make_input({"prompt": "x"}))
+    await stores.batches.move(batch.spec.id, (Status.VALIDATING,), Status.CANCELLING)
+    batch = await run(stores, bus, batch)
+    assert (batch.status, batch.completed, batch.failed) == (Status.CANCELLED, 0, 0)
+    assert await bus.record(request_id(batch.spec.id, 1)) is None
+
+
 async def test_a_batch_whose_window_ends_reports_every_line(stores: Stores, bus: RedisBus) -> None:
     batch = await run(stores, bus, await stores.create(make_input(*[{"prompt": "x"}] * 5), window_s=0.3))
     assert (batch.status, batch.total, batch.failed) == (Status.EXPIRED, 5, 5)
