@@ -1,9 +1,10 @@
 """Connections, scripts and errors of the Redis bus; the roles are mixed in by :class:`common.bus.redis.RedisBus`."""
 
+import asyncio
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Self
@@ -21,11 +22,18 @@ from common.keys import ADMISSION, PLANNERS, Keys
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
-MAX_BLOCK_S = 10.0
 MAX_CONNECTIONS = 32
 LOG_BOUND = 10_000
 STREAM_TTL_S = 3600
 BURIED_TTL_S = 86400
+
+_OPTIONS: dict[str, Any] = {
+    "protocol": 2,  # one form of replies for all servers and versions of redis-py
+    "socket_timeout": None,  # redis-py would use asyncio.wait_for, which may swallow a cancel before Python 3.12
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_keepalive": True,
+    "retry": Retry(NoBackoff(), 0),
+}
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +62,19 @@ _SOURCES = {path.stem: Script(path.stem) for path in _SCRIPTS.glob("*.lua") if p
 class RedisClient:
     """A Redis for short verbs and one for blocking reads, each with its own connections.
 
-    Nothing is retried here: a verb that fails with BusUnavailable may be repeated by its caller. Connections that
-    Redis has closed are replaced unseen.
+    Without an answer for ``timeout_s`` (and the time of a blocking read) Redis counts as away. Nothing is retried
+    here: a verb that fails with BusUnavailable may be repeated by its caller. Connections that Redis has closed are
+    replaced unseen.
     """
 
-    def __init__(self, url: str, keys: Keys) -> None:
+    def __init__(self, url: str, keys: Keys, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self.keys = keys
+        self._timeout_s = timeout_s
         # redis-py's execute_command has no types
         self._redis: Any = Redis.from_pool(
-            BlockingConnectionPool.from_url(
-                url, max_connections=MAX_CONNECTIONS, timeout=COMMAND_TIMEOUT_S, **_options(COMMAND_TIMEOUT_S)
-            )
+            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=timeout_s, **_OPTIONS)
         )
-        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **_options(MAX_BLOCK_S + COMMAND_TIMEOUT_S)))
+        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **_OPTIONS))
         clients: tuple[Any, Any] = (self._redis, self._blocking)
         for client in clients:
             client.set_response_callback("XREAD", _as_is)
@@ -89,13 +97,13 @@ class RedisClient:
         await self._command("PING")
 
     async def _command(self, *arguments: Any) -> Any:
-        with bus_errors():
+        async with bus_errors(), asyncio.timeout(self._timeout_s):
             return await self._redis.execute_command(*arguments)
 
     async def _run(self, name: str, *arguments: Any) -> Any:
         script = _SOURCES[name]
         rest = (len(self._script_keys), *self._script_keys, *arguments)
-        with bus_errors():
+        async with bus_errors(), asyncio.timeout(self._timeout_s):
             try:
                 return await self._redis.execute_command("EVALSHA", script.sha, *rest)
             except NoScriptError:
@@ -105,12 +113,12 @@ class RedisClient:
         self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None = None
     ) -> dict[str, list[Entry]]:
         """Entries after each stream's cursor, waiting for the first; the stream ``forget`` loses those before it."""
-        wait = ("BLOCK", math.ceil(min(block_s, MAX_BLOCK_S) * 1000)) if block_s > 0 else ()
+        wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
         pipe = self._blocking.pipeline(transaction=False)
         if forget is not None and streams[forget] != START:
             pipe.execute_command("XTRIM", forget, "MINID", following(streams[forget]))
         pipe.execute_command("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
-        with bus_errors():
+        async with bus_errors(), asyncio.timeout(max(0.0, block_s) + self._timeout_s):
             found = (await pipe.execute())[-1] or ()
         return {stream.decode(): [(entry.decode(), fields) for entry, fields in entries] for stream, entries in found}
 
@@ -126,8 +134,8 @@ def pairs(fields: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
     return zip((name.decode(errors="replace") for name in fields[::2]), fields[1::2], strict=True)
 
 
-@contextmanager
-def bus_errors() -> Iterator[None]:
+@asynccontextmanager
+async def bus_errors() -> AsyncIterator[None]:
     """Turn what redis-py raises into the errors of the bus."""
     try:
         yield
@@ -142,16 +150,6 @@ def bus_errors() -> Iterator[None]:
         if isinstance(error, ReadOnlyError) or text.startswith(_UNAVAILABLE):
             raise BusUnavailable(text) from error
         raise BusError(text) from error
-
-
-def _options(timeout_s: float) -> dict[str, Any]:
-    return {
-        "protocol": 2,  # one form of replies for all servers and versions of redis-py
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),
-    }
 
 
 def _as_is(reply: Any, **_: Any) -> Any:

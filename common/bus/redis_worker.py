@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.bus.interface import START, Cursor
-from common.bus.redis_client import RedisClient, following, log
+from common.bus.redis_client import COMMAND_TIMEOUT_S, RedisClient, following, log
 from common.bus.redis_wire import controls_from
 from common.codec import decode, encode, pack_tokens
 from common.errors import CodecError
@@ -20,8 +20,8 @@ CORRUPT = End(State.FAILED, "corrupt")
 class RedisWorker(RedisClient):
     """See :class:`common.bus.interface.WorkerBus`; one object serves one process, and so one worker at a time."""
 
-    def __init__(self, url: str, keys: Keys) -> None:
-        super().__init__(url, keys)
+    def __init__(self, url: str, keys: Keys, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        super().__init__(url, keys, timeout_s)
         self._taken: dict[str, Cursor] = {}
 
     async def beat(self, state: WorkerState, ttl_s: float) -> bool:

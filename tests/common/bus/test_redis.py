@@ -1,6 +1,8 @@
 """What only Redis can do to us: lose groups and data, restart, run full, and hold what can't be read."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +113,19 @@ async def test_nothing_accepted_is_lost_when_redis_is_killed_and_started_again(o
         assert await bus.emit("d", [frame(running, 1, (7,), DONE)]) == [True]
         assert (await stored(bus, "running")).generated == (1000, 7)
         assert [reply.id for reply in (await bus.replies("api", cursor, 5))[1]] == ["running"]
+
+
+async def test_a_redis_that_hangs_is_unavailable_and_back_when_it_goes_on(own_server: RedisServer) -> None:
+    assert own_server.pid
+    async with RedisBus(own_server.url, KEYS, timeout_s=0.1) as bus:
+        request = await queued(bus)
+        os.kill(own_server.pid, signal.SIGSTOP)
+        for verb in (bus.record(request.id), bus.replies("api", START, 0.05)):
+            with pytest.raises(BusUnavailable):
+                await verb
+        os.kill(own_server.pid, signal.SIGCONT)
+        assert await bus.record(request.id) is not None
+        assert await bus.replies("api", START, 0.05) == (START, [])
 
 
 async def test_a_read_that_waits_ends_when_redis_goes(own_server: RedisServer) -> None:

@@ -128,3 +128,20 @@ async def test_a_cancel_wakes_its_worker_and_is_read_once(bus: Bus) -> None:
     cursor, controls = await while_reading(bus.wait("p", START, LONG_S), bus.end(work.request.id, CANCELLED))
     assert controls == [Cancel(work.request.id, 1, "client_gone")]
     assert await bus.wait("p", cursor, 0) == (cursor, [])
+
+
+async def test_a_cancelled_caller_ends_wherever_it_is(bus: Bus) -> None:
+    async def caller() -> None:
+        while True:
+            await bus.leave("nobody")
+            await bus.replies("api", START, 0.001)
+            await asyncio.sleep(0)
+
+    for steps in range(60):
+        task = asyncio.create_task(caller())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        ended, _ = await asyncio.wait([task], timeout=5)
+        task.cancel()
+        assert ended == {task}, f"after {steps} steps"
