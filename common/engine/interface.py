@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from common.codec import Tokens
 from common.latency_model import LatencyModel
-from common.messages import HandOff, Sampling
+from common.messages import HandOff, Sampling, StepSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,12 @@ class Load:
 class Engine(Protocol):
     """Called by one worker from one event loop.
 
-    After :meth:`start`, any number of :meth:`generate` run at once; cancelling one (or closing its iterator)
-    aborts the job and frees its KV within a second. EngineDead from any verb is final.
+    ``latency`` is what :meth:`load` reports, settable when a better one is known. After :meth:`start`, any number
+    of :meth:`generate` run at once; cancelling one (or closing its iterator) aborts
+    the job and frees its KV within a second. EngineDead from any verb is final.
     """
+
+    latency: LatencyModel
 
     async def start(self) -> Facts:
         """Load the model and be ready for work; raises EngineError."""
@@ -103,6 +106,9 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """Present load; cheap, called with every heartbeat."""
+
+    def take_samples(self) -> list[StepSample]:
+        """Batches run since the last call, newest last, with their measured seconds; bounded, the oldest go."""
 
     async def drain(self) -> None:
         """Return once no job is left; the caller starts none meanwhile."""

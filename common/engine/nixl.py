@@ -144,6 +144,10 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
         """Free held KV with the next step; there is one within milliseconds while KV is held."""
         self._released.add(request_id)
 
+    def release_job(self, prefix: str) -> None:
+        """Free what requests whose id begins so hold; for those that were aborted this does nothing."""
+        self._released.update(name for name in self.connector_worker._reqs_to_process if name.startswith(prefix))
+
     def introduce(self, peer: Mapping[str, Any]) -> None:
         """Shake hands in the background; a failure costs nothing, the pull tries again."""
         self.connector_worker._ensure_handshake(peer["engine"], peer["host"], peer["port"], peer["tp_size"])
@@ -159,6 +163,10 @@ class WorkerExtension:
     def slos_release(self, request_id: str) -> None:
         """See :meth:`GuardedNixl.release`."""
         get_kv_transfer_group().release(request_id)
+
+    def slos_release_job(self, prefix: str) -> None:
+        """See :meth:`GuardedNixl.release_job`."""
+        get_kv_transfer_group().release_job(prefix)
 
     def slos_introduce(self, peer: Mapping[str, Any]) -> None:
         """See :meth:`GuardedNixl.introduce`."""

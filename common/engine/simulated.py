@@ -9,8 +9,8 @@ import json
 import uuid
 import zlib
 from array import array
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from common.engine.checks import check_job, finish_of
 from common.engine.clock import Clock, SystemClock
 from common.engine.interface import Facts, Job, Load, Output
 from common.engine.simulated_core import Core, Phase, Sequence, batch_of
+from common.engine.simulated_kv import HeldKv, KvRegistry
 from common.errors import EngineDead
-from common.latency_model import LatencyModel, Piece
-from common.messages import HandOff
+from common.latency_model import Batch, LatencyModel, Piece
+from common.messages import HandOff, StepSample
 from common.settings import Settings
 
 DEFAULT_LATENCY = LatencyModel((Piece(0.0, 0.0, 0.006), Piece(1e-4, 1e-4, 0.004)), k_seq=2e-4, k_kv=1e-6, k_attn=1e-8)
@@ -29,13 +30,7 @@ DEFAULT_LATENCY = LatencyModel((Piece(0.0, 0.0, 0.006), Piece(1e-4, 1e-4, 0.004)
 _BYTES_PER_BLOCK_TOKEN = 8 * 1024
 _FIRST_PLAIN_TOKEN = 16
 _UNSHARED_HOLD_S = 0.1
-
-
-@dataclass(slots=True)
-class KvRegistry:
-    """Which simulated engines of this process hold KV; shared by those that pull from each other."""
-
-    engines: dict[str, "SimulatedEngine"] = field(default_factory=dict)
+_SAMPLES = 4096
 
 
 class SimulatedEngine:
@@ -59,7 +54,8 @@ class SimulatedEngine:
         blocks = int(settings.kv_cache_gib * 2**30) // (_BYTES_PER_BLOCK_TOKEN * settings.block_size)
         self._id = f"simulated-{uuid.uuid4().hex[:12]}"
         self._facts = _facts(settings, total_blocks or blocks)
-        self._latency = latency
+        self.latency = self._speed = latency
+        self._samples: deque[StepSample] = deque(maxlen=_SAMPLES)
         self._registry = registry
         self._clock = clock or SystemClock()
         self.transfer_s = transfer_s
@@ -69,7 +65,7 @@ class SimulatedEngine:
             self._facts.total_blocks, settings.block_size, settings.max_num_seqs, self._facts.max_batch_tokens
         )
         self._outboxes: dict[int, asyncio.Queue[Output | EngineDead]] = {}
-        self._held: dict[str, tuple[int, float]] = {}
+        self._held = HeldKv(self._give_back)
         self._tasks: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -81,7 +77,7 @@ class SimulatedEngine:
         """Begin to run."""
         self._alive()
         if self._registry is not None:
-            self._registry.engines[self._id] = self
+            self._registry.engines[self._id] = self._held
         self._spawn(self._run())
         return self._facts
 
@@ -109,12 +105,13 @@ class SimulatedEngine:
         finally:
             del self._outboxes[id(sequence)]
             self._core.remove(sequence)
+            self._drop_untaken(outbox)
             self._changed()
 
     async def release(self, hand_off: HandOff) -> None:
         """Free a hand-off's KV; one that is gone already is fine."""
         self._alive()
-        self._drop(str(hand_off.kv.get("key")))
+        self._held.drop(str(hand_off.kv.get("key")))
 
     async def introduce(self, peer: Mapping[str, Any]) -> None:  # noqa: ARG002 - the interface's
         """Nothing to do: simulated pulls cost the same from the first on."""
@@ -135,8 +132,14 @@ class SimulatedEngine:
             waiting_tokens=sum(s.todo for s in core.waiting),
             free_blocks=core.free_blocks,
             step_ms=self._step_s * 1e3,
-            latency=self._latency,
+            latency=self.latency,
         )
+
+    def take_samples(self) -> list[StepSample]:
+        """Iterations since the last call, the newest 4,096 of them."""
+        taken = list(self._samples)
+        self._samples.clear()
+        return taken
 
     async def drain(self) -> None:
         """Return once no job runs and no hand-off waits to be pulled."""
@@ -162,7 +165,7 @@ class SimulatedEngine:
 
     async def _run(self) -> None:
         while True:
-            self._expire()
+            self._held.expire(self._clock.now_s())
             for sequence in self._core.pull_starts():
                 self._spawn(self._pull(sequence))
             grants = self._core.plan()
@@ -172,7 +175,9 @@ class SimulatedEngine:
             now_s = self._clock.now_s()
             for grant in grants:
                 grant.sequence.notes.setdefault("scheduled_s", now_s)
-            self._step_s = self._latency.seconds(batch_of(grants))
+            batch = batch_of(grants)
+            self._step_s = self._speed.seconds(batch)
+            self._samples.append(_sample(batch, self._step_s))
             await self._clock.sleep(self._step_s)
             for sequence in self._core.apply(grants):
                 self._emit(sequence)
@@ -182,8 +187,8 @@ class SimulatedEngine:
         """Until work arrives or the next lease ends."""
         self._work.clear()
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._work.wait())]
-        if self._held:
-            next_s = min(expires_s for _, expires_s in self._held.values())
+        next_s = self._held.next_expiry_s()
+        if next_s is not None:
             tasks.append(asyncio.create_task(self._clock.sleep(next_s - self._clock.now_s())))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -214,25 +219,11 @@ class SimulatedEngine:
     def _hold(self, sequence: Sequence) -> HandOff:
         now_s = self._clock.now_s()
         expires_s = now_s + self._lease_s
-        key = uuid.uuid4().hex
         tokens = sequence.computed
         hold_s = self._lease_s if self._registry is not None else min(_UNSHARED_HOLD_S + self.transfer_s, self._lease_s)
-        self._held[key] = (self._core.keep(sequence), now_s + hold_s)
+        key = self._held.hold(self._core.keep(sequence), now_s + hold_s)
         kv = {"key": key, "fingerprint": self._facts.fingerprint}
         return HandOff(self._id, kv, tokens, now_s, expires_s)
-
-    def _drop(self, key: str) -> bool:
-        blocks, _ = self._held.pop(key, (None, 0.0))
-        if blocks is None:
-            return False
-        self._core.give_back(blocks)
-        self._changed()
-        return True
-
-    def _expire(self) -> None:
-        now_s = self._clock.now_s()
-        for key in [key for key, (_, expires_s) in self._held.items() if expires_s <= now_s]:
-            self._drop(key)
 
     async def _pull(self, sequence: Sequence) -> None:
         hand_off = sequence.job.hand_off
@@ -242,7 +233,8 @@ class SimulatedEngine:
         usable = hand_off.expires_s > now_s and hand_off.kv.get("fingerprint") == self._facts.fingerprint
         if usable:
             await self._clock.sleep(self.transfer_s)
-            usable = self._fetch(hand_off)
+            key = str(hand_off.kv.get("key"))
+            usable = self._registry is None or self._registry.fetch(hand_off.producer, key)
         if sequence.phase is not Phase.PULLING:
             return
         if usable:
@@ -253,11 +245,16 @@ class SimulatedEngine:
         sequence.phase = Phase.RUNNING
         self._changed()
 
-    def _fetch(self, hand_off: HandOff) -> bool:
-        if self._registry is None:
-            return True
-        producer = self._registry.engines.get(hand_off.producer)
-        return producer is not None and producer._drop(str(hand_off.kv.get("key")))
+    def _drop_untaken(self, outbox: asyncio.Queue[Output | EngineDead]) -> None:
+        """Free the KV of a hand-off that its job was cancelled before taking."""
+        while not outbox.empty():
+            item = outbox.get_nowait()
+            if isinstance(item, Output) and item.hand_off is not None:
+                self._held.drop(str(item.hand_off.kv["key"]))
+
+    def _give_back(self, blocks: int) -> None:
+        self._core.give_back(blocks)
+        self._changed()
 
     def _changed(self) -> None:
         self._work.set()
@@ -279,6 +276,10 @@ class SimulatedEngine:
             raise EngineDead("the simulated engine is dead")
 
 
+def _sample(batch: Batch, seconds: float) -> StepSample:
+    return StepSample(batch.tokens, batch.seqs, batch.kv_tokens, batch.attended, batch.draft_steps, seconds)
+
+
 def _facts(settings: Settings, total_blocks: int) -> Facts:
     config: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -293,3 +294,6 @@ def _facts(settings: Settings, total_blocks: int) -> Facts:
         max_seqs=settings.max_num_seqs,
         max_batch_tokens=settings.max_num_batched_tokens,
     )
+
+
+__all__ = ["DEFAULT_LATENCY", "KvRegistry", "SimulatedEngine"]

@@ -5,26 +5,25 @@ import contextlib
 import itertools
 import uuid
 import warnings
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from common.engine import vllm_config as configuration
 from common.engine.checks import check_job, finish_of
-from common.engine.exports import Event, Kind, Reader
+from common.engine.exports import Reader
 from common.engine.interface import Facts, Job, Load, Output
 from common.engine.simulated import DEFAULT_LATENCY
-from common.engine.vllm_jobs import Attempt, attempt_for, sampling_params
-from common.errors import EngineDead, EngineError, EngineRefused
-from common.latency_model import Batch, LatencyModel
-from common.messages import HandOff
+from common.engine.vllm_jobs import Attempt, attempt_for, sampling_params, translated
+from common.engine.vllm_notes import Observations
+from common.errors import EngineDead, EngineError
+from common.latency_model import LatencyModel
+from common.messages import HandOff, Sampling, StepSample
 from common.settings import Settings
 
 _POLL_S = 0.02
 _HANDSHAKE_S = 5.0
 _PULL_CHECK_S = 0.25
-_SAMPLES = 4096
 _start_lock = asyncio.Lock()
 
 
@@ -55,11 +54,11 @@ class VllmEngine:
         self._id = uuid.uuid4().hex
         self._reader = Reader()
         self._keys = itertools.count(1)
-        self._notes: dict[int, dict[str, float]] = {}
-        self._samples: deque[tuple[Batch, float]] = deque(maxlen=_SAMPLES)
+        self._observations = Observations(self._reader)
         self._llm: Any = None
         self._facts: Facts | None = None
         self._eos: frozenset[int] = frozenset()
+        self._releases: set[asyncio.Future[None]] = set()
         self._closed = False
 
     async def start(self) -> Facts:
@@ -75,6 +74,7 @@ class VllmEngine:
             raise EngineError(f"vLLM did not start: {error}") from error
         finally:
             self._reader.unlink()
+        await self._warm_up(self._facts)
         return self._facts
 
     async def generate(self, job: Job) -> AsyncIterator[Output]:
@@ -85,10 +85,10 @@ class VllmEngine:
             yield Output((), finish)
             return
         key = next(self._keys)
-        notes = self._notes.setdefault(key, {})
+        self._observations.begin(key)
         pull = job.hand_off is not None and job.hand_off.kv.get("fingerprint") == facts.fingerprint
         if job.hand_off is not None and not pull:
-            notes["recomputed"] = 1.0
+            self._observations.recomputed(key)
         attempt: Attempt | None = attempt_for(job, facts.block_size, pull)
         try:
             while attempt is not None:
@@ -100,12 +100,12 @@ class VllmEngine:
                 except _Again as again:
                     attempt = again.attempt
         finally:
-            del self._notes[key]
+            self._observations.end(key)
 
     async def release(self, hand_off: HandOff) -> None:
         """Free a hand-off's KV; one that is gone already is fine."""
         self._alive()
-        with _translated():
+        with translated():
             await self._llm.collective_rpc("slos_release", args=(hand_off.kv["remote_request_id"],))
 
     async def introduce(self, peer: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class VllmEngine:
         """
         if peer.get("fingerprint") != self._alive().fingerprint or peer["engine"] == self._id:
             return
-        with _translated(), contextlib.suppress(TimeoutError):
+        with translated(), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HANDSHAKE_S):
                 await self._llm.collective_rpc("slos_introduce", args=(dict(peer),))
                 while peer["engine"] not in await self.peers():
@@ -124,7 +124,7 @@ class VllmEngine:
     async def peers(self) -> frozenset[str]:
         """Names of the engines that this one has shaken hands with, as in their :meth:`address`."""
         self._alive()
-        with _translated():
+        with translated():
             known = await self._llm.collective_rpc("slos_peers")
         return frozenset(name for names in known for name in names)
 
@@ -141,29 +141,26 @@ class VllmEngine:
     def load(self) -> Load:
         """Load as of the engine core's last step; jobs that it has not seen yet count as waiting."""
         self._alive()
-        self._collect()
+        self._observations.collect()
         state = self._reader.state()
         running = int(state.running)
         return Load(
             running=running,
             running_tokens=int(state.running_tokens),
-            waiting=max(int(state.waiting), len(self._notes) - running),
+            waiting=max(int(state.waiting), len(self._observations) - running),
             waiting_tokens=int(state.waiting_tokens),
             free_blocks=int(state.free_blocks),
             step_ms=state.step_s * 1e3,
             latency=self.latency,
         )
 
-    def take_samples(self) -> list[tuple[Batch, float]]:
+    def take_samples(self) -> list[StepSample]:
         """Batches run since the last call with their measured seconds, the newest 4,096 of them."""
-        self._collect()
-        taken = list(self._samples)
-        self._samples.clear()
-        return taken
+        return self._observations.take_samples()
 
     async def drain(self) -> None:
         """Return once no job runs and no KV waits to be pulled; leases bound the latter."""
-        while self._notes or self._reader.state().held:
+        while self._observations or self._reader.state().held:
             self._alive()
             await asyncio.sleep(_POLL_S)
         self._alive()
@@ -208,55 +205,72 @@ class VllmEngine:
             max_batch_tokens=scheduling.max_num_batched_tokens,
         )
 
+    async def _warm_up(self, facts: Facts) -> None:
+        """A first prefill and decode, several times as slow as later ones."""
+        prompt = tuple(range(min(256, facts.vocab_size, facts.max_model_len // 2)))
+        sampling = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
+        async for _ in self.generate(Job("warm-up", prompt, sampling)):
+            pass
+        self.take_samples()
+
     async def _run(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Output, None]:
         output_tokens = list(job.generated[: len(job.generated) - len(attempt.replayed)])
-        first = True
-        with _translated():
-            params = sampling_params(job, attempt, self._eos, key)
-            prompt = {"prompt_token_ids": list(attempt.prompt)}
-            async with aclosing(self._llm.generate(prompt, params, f"{job.id}-{key}")) as stream:
-                async for result in self._guarded(stream, job, attempt, key):
-                    new = list(result.outputs[0].token_ids)
-                    reason = result.outputs[0].finish_reason
-                    before = len(output_tokens)
-                    output_tokens += new
-                    self._compare(job, attempt, output_tokens, reason)
-                    fresh = tuple(output_tokens[max(before, len(job.generated)) :])
-                    if not fresh and reason is None:
-                        continue
-                    finish, hand_off = self._ending(job, attempt, output_tokens, result)
-                    yield Output(fresh, finish, hand_off, self._first_notes(key, result) if first else {})
-                    first = False
+        first, finish, hand_off = True, None, None
+        try:
+            with translated():
+                async with aclosing(self._results(job, attempt, key)) as results:
+                    async for result in results:
+                        before = len(output_tokens)
+                        output_tokens += result.outputs[0].token_ids
+                        reason = result.outputs[0].finish_reason
+                        self._compare(job, attempt, output_tokens, reason)
+                        fresh = tuple(output_tokens[max(before, len(job.generated)) :])
+                        if not fresh and reason is None:
+                            continue
+                        finish, hand_off = self._ending(job, attempt, output_tokens, result)
+                        notes = {**self._observations.of(key), "cached_tokens": float(result.num_cached_tokens or 0)}
+                        yield Output(fresh, finish, hand_off, notes if first else {})
+                        first = False
+        finally:
+            if attempt.held and finish is None and hand_off is None:
+                self._release_lost(f"{job.id}-{key}-")
 
-    async def _guarded(
-        self, stream: AsyncGenerator[Any, None], job: Job, attempt: Attempt, key: int
-    ) -> AsyncIterator[Any]:
-        """The stream, given up for a recomputation if it begins with a pull that hangs."""
-        if attempt.transfer is not None and not attempt.held:
-            pending = asyncio.ensure_future(anext(stream))
-            try:
-                while not (await asyncio.wait({pending}, timeout=_PULL_CHECK_S))[0]:
-                    if self._pull_hangs(key):
-                        raise _Again(self._recompute(job, key))
-                yield pending.result()
-            finally:
-                if not pending.done():
-                    pending.cancel()
-                    await asyncio.wait({pending})
-        async for result in stream:
-            yield result
+    async def _results(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Any, None]:
+        """vLLM's results; a pull that hangs is given up, and what it was for is recomputed."""
+        params = sampling_params(job, attempt, self._eos, key)
+        prompt = {"prompt_token_ids": list(attempt.prompt)}
+        async with aclosing(self._llm.generate(prompt, params, f"{job.id}-{key}")) as stream:
+            if attempt.transfer is not None and not attempt.held:
+                yield await self._first_after_pull(stream, job, key)
+            async for result in stream:
+                yield result
 
-    def _pull_hangs(self, key: int) -> bool:
-        self._collect()
-        notes = self._notes[key]
-        if "pull_started_s" not in notes or "kv_transfer_ms" in notes or "recomputed" in notes:
-            return False
-        return asyncio.get_running_loop().time() - notes["pull_seen_s"] > self._settings.kv_pull_timeout_s
+    async def _first_after_pull(self, stream: AsyncGenerator[Any, None], job: Job, key: int) -> Any:
+        pending = asyncio.ensure_future(anext(stream))
+        try:
+            while not (await asyncio.wait({pending}, timeout=_PULL_CHECK_S))[0]:
+                pulling_s = self._observations.pulling_s(key)
+                if pulling_s is not None and pulling_s > self._settings.kv_pull_timeout_s:
+                    raise _Again(self._recompute(job, key))
+            return pending.result()
+        finally:
+            if not pending.done():
+                pending.cancel()
+                await asyncio.wait({pending})
+
+    def _release_lost(self, prefix: str) -> None:
+        """Free KV of a job that was cancelled after its prefill, when its hand-off had not been taken yet."""
+
+        async def release() -> None:
+            with contextlib.suppress(Exception):  # an engine that is gone holds nothing
+                await self._llm.collective_rpc("slos_release_job", args=(prefix,))
+
+        task = asyncio.ensure_future(release())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
     def _recompute(self, job: Job, key: int) -> Attempt:
-        notes = self._notes[key]
-        notes.clear()
-        notes["recomputed"] = 1.0
+        self._observations.recomputed(key)
         return attempt_for(job, self._alive().block_size, pull=False)
 
     def _compare(self, job: Job, attempt: Attempt, output_tokens: list[int], reason: str | None) -> None:
@@ -285,49 +299,9 @@ class VllmEngine:
         produced_s = expires_s - self._settings.kv_lease_s
         return None, HandOff(self._id, kv, int(kv["remote_num_tokens"]), produced_s, expires_s)
 
-    def _first_notes(self, key: int, result: Any) -> dict[str, float]:
-        self._collect()
-        notes = {name: value for name, value in self._notes[key].items() if not name.startswith("pull_")}
-        if result.num_cached_tokens is not None:
-            notes["cached_tokens"] = float(result.num_cached_tokens)
-        return notes
-
-    def _collect(self) -> None:
-        for event in self._reader.events():
-            if event.kind == Kind.STEP:
-                tokens, seqs, kv_tokens, attended, drafts, seconds = event.values
-                batch = Batch(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts))
-                self._samples.append((batch, seconds))
-            elif event.key in self._notes:
-                self._note(self._notes[event.key], event)
-
-    def _note(self, notes: dict[str, float], event: Event) -> None:
-        if event.kind == Kind.SCHEDULED:
-            notes.setdefault("scheduled_s", event.values[0])
-        elif event.kind == Kind.PULL_STARTED:
-            notes["pull_started_s"] = event.values[0]
-            notes["pull_seen_s"] = asyncio.get_running_loop().time()
-        elif event.kind == Kind.PULLED:
-            notes["kv_transfer_ms"] = event.values[0]
-        elif event.kind in (Kind.PULL_FAILED, Kind.PULL_LATE):
-            notes["recomputed"] = 1.0
-
     def _alive(self) -> Facts:
         if self._closed or (self._llm is not None and self._llm.errored):
             raise EngineDead("the vLLM engine is dead")
         if self._facts is None:
             raise EngineError("the engine has not been started")
         return self._facts
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """vLLM's errors as ours."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineDead("the vLLM engine has died") from error
-    except ValueError as error:
-        raise EngineRefused(str(error)) from error

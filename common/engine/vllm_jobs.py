@@ -1,11 +1,13 @@
 """How a job becomes a vLLM request: which prompt, how many tokens, what to skip, which KV to pull."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from common.codec import Tokens
 from common.engine.interface import Job
+from common.errors import EngineDead, EngineRefused
 from common.messages import HandOff
 
 
@@ -80,3 +82,16 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
         output_kind=RequestOutputKind.DELTA,
         extra_args=extra,
     )
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """vLLM's errors as ours."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDead("the vLLM engine has died") from error
+    except ValueError as error:
+        raise EngineRefused(str(error)) from error

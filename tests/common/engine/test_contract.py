@@ -9,9 +9,10 @@ import pytest
 
 from common.engine.interface import Job, Output
 from common.errors import EngineDead, EngineRefused
-from common.messages import Sampling
+from common.messages import HandOff, Sampling
 from tests.common.engine.support import (
     GREEDY,
+    LEASE_S,
     Pool,
     Started,
     collect,
@@ -149,6 +150,26 @@ async def test_abort_while_awaiting_kv_frees_all_blocks_on_both_sides(pool: Pool
     await until(producer.free)
     await until(consumer.free)
     assert len(tokens_of(await collect(consumer.engine, make_job()))) == GREEDY.max_tokens
+
+
+async def test_abort_at_any_moment_of_a_prefill_only_job_leaves_no_kv_behind(pool: Pool) -> None:
+    producer = await pool.get("producer")
+    taken: list[HandOff] = []
+
+    async def prefill(number: int) -> None:
+        async for output in producer.engine.generate(make_job(make_prompt(40 + number, seed=4), keep_kv=True)):
+            taken.extend([output.hand_off] if output.hand_off else [])
+
+    tasks = [asyncio.create_task(prefill(number)) for number in range(40)]
+    for task in tasks:
+        await asyncio.sleep(0.002)  # so that cancels meet every phase
+        task.cancel()
+    await asyncio.wait(tasks)
+    for hand_off in taken:
+        await producer.engine.release(hand_off)
+    cancelled_s = time.time()
+    await until(producer.free)
+    assert time.time() < cancelled_s + LEASE_S - 1
 
 
 async def test_drain_returns_once_the_last_job_has_ended(pool: Pool) -> None:

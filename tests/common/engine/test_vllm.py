@@ -44,7 +44,12 @@ HISTORY_JOBS = [
     make_job(make_prompt(length, seed=7), sampling) for length in (32, 45, 64, 300) for sampling in (SEEDED, PENALISED)
 ]
 Reference = dict[tuple[Tokens, Sampling], Tokens]
-LONG = make_job(make_prompt(200, seed=9), replace(GREEDY, max_tokens=80))
+FAULT_JOBS = {
+    name: make_job(make_prompt(200, seed=number), GREEDY)
+    for number, name in enumerate(("late", "other blocks", "hangs", "introduced", "strange", "consumer"), start=70)
+}
+LONGER_BY = (25, 24 + BLOCK, 70)
+LONGER_JOBS = {have: make_job(make_prompt(200, seed=have), replace(GREEDY, max_tokens=74)) for have in LONGER_BY}
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -54,7 +59,7 @@ async def reference(vllm_pool: VllmPool, model: str) -> Reference:
     return json_tokens(await run_python(STOCK, model, json.dumps([as_dict(job) for job in ALL_JOBS])))
 
 
-ALL_JOBS = [*GREEDY_JOBS, *HISTORY_JOBS, LONG]
+ALL_JOBS = [*GREEDY_JOBS, *HISTORY_JOBS, *FAULT_JOBS.values(), *LONGER_JOBS.values()]
 STOCK = """
 import json, sys
 from common.engine.vllm_config import prepare_environment
@@ -138,13 +143,13 @@ async def test_tokens_that_sampling_does_not_repeat_are_kept_and_continued(vllm_
 
 async def test_a_pull_after_the_lease_is_recomputed(vllm_pool: VllmPool, reference: Reference) -> None:
     producer, consumer = await pair(vllm_pool)
-    first = await prefill(producer, LONG)
+    job = FAULT_JOBS["late"]
+    first = await prefill(producer, job)
     assert first.hand_off is not None
-    await until(lambda: time.time() > first.hand_off.expires_s and producer.free(), LEASE_S + 20)  # type: ignore[union-attr]
-    for seed in range(20, 50):  # what is read now is no longer the prompt's KV
-        await collect(producer.engine, make_job(make_prompt(2000, seed), replace(GREEDY, max_tokens=1)))
-    rest = await decode(consumer, LONG, first)
-    assert first.tokens + tokens_of(rest) == reference[LONG.prompt, LONG.sampling]
+    expires_s = first.hand_off.expires_s
+    await until(lambda: time.time() > expires_s and producer.free(), LEASE_S + 20)
+    rest = await decode(consumer, job, first)
+    assert first.tokens + tokens_of(rest) == reference[job.prompt, job.sampling]
     assert notes_of(rest)["recomputed"] == 1
     assert "kv_transfer_ms" not in notes_of(rest)
 
@@ -152,38 +157,41 @@ async def test_a_pull_after_the_lease_is_recomputed(vllm_pool: VllmPool, referen
 async def test_kv_of_another_block_size_is_refused_and_recomputed(vllm_pool: VllmPool, reference: Reference) -> None:
     consumer = await vllm_pool.get("consumer")
     other = await vllm_pool.get("other blocks", block_size=2 * BLOCK)
-    tokens, notes = await by_hand_off(other, consumer, LONG)
-    assert tokens == reference[LONG.prompt, LONG.sampling]
+    job = FAULT_JOBS["other blocks"]
+    tokens, notes = await by_hand_off(other, consumer, job)
+    assert tokens == reference[job.prompt, job.sampling]
     assert notes["recomputed"] == 1
+    assert "kv_transfer_ms" not in notes
 
 
-@pytest.mark.parametrize("have", [25, 24 + BLOCK, 70])
+@pytest.mark.parametrize("have", LONGER_BY)
 async def test_a_prompt_blocks_longer_than_what_was_prefilled_decodes_right(
     vllm_pool: VllmPool, reference: Reference, have: int
 ) -> None:
     producer, consumer = await pair(vllm_pool)
-    expected = reference[LONG.prompt, LONG.sampling]
-    first = await prefill(producer, LONG)
-    job = replace(LONG, generated=expected[:have], hand_off=first.hand_off)
-    outputs = await collect(consumer.engine, job)
+    job = LONGER_JOBS[have]
+    expected = reference[job.prompt, job.sampling]
+    first = await prefill(producer, job)
+    outputs = await collect(consumer.engine, replace(job, generated=expected[:have], hand_off=first.hand_off))
     assert tokens_of(outputs) == expected[have:]
     assert "kv_transfer_ms" in notes_of(outputs)
-    assert consumer.engine.load().running == 0
+    assert "recomputed" not in notes_of(outputs)
 
 
-@pytest.mark.parametrize("introduced", [True, False])
+@pytest.mark.parametrize("known", ["introduced", "strange"])
 async def test_a_producer_dead_before_the_pull_costs_a_recomputation(
-    vllm_pool: VllmPool, reference: Reference, introduced: bool
+    vllm_pool: VllmPool, reference: Reference, known: str
 ) -> None:
     consumer = await vllm_pool.get("consumer")
     doomed = await vllm_pool.get("doomed")
-    if introduced:
+    if known == "introduced":
         await consumer.engine.introduce(doomed.engine.address())
-    first = await prefill(doomed, LONG)
+    job = FAULT_JOBS[known]
+    first = await prefill(doomed, job)
     doomed.kill()
-    doomed.process.join(20)
-    rest = await decode(consumer, LONG, first)
-    assert first.tokens + tokens_of(rest) == reference[LONG.prompt, LONG.sampling]
+    await asyncio.to_thread(doomed.process.join, 20)
+    rest = await decode(consumer, job, first)
+    assert first.tokens + tokens_of(rest) == reference[job.prompt, job.sampling]
     assert notes_of(rest)["recomputed"] == 1
     await until(consumer.free)
     await doomed.engine.close()
@@ -192,13 +200,12 @@ async def test_a_producer_dead_before_the_pull_costs_a_recomputation(
 
 async def test_a_pull_that_hangs_is_given_up_and_recomputed(vllm_pool: VllmPool, reference: Reference) -> None:
     producer, consumer = await pair(vllm_pool)
-    await by_hand_off(producer, consumer, LONG)
-    job = replace(LONG, prompt=make_prompt(300, seed=10))
-    expected = tokens_of(await collect(producer.engine, job))
+    await consumer.engine.introduce(producer.engine.address())
+    job = FAULT_JOBS["hangs"]
     first = await prefill(producer, job)
     async with vllm_pool.stalled_pulls():
         rest = await decode(consumer, job, first)
-    assert first.tokens + tokens_of(rest) == expected
+    assert first.tokens + tokens_of(rest) == reference[job.prompt, job.sampling]
     assert notes_of(rest)["recomputed"] == 1
     await until(consumer.free)
     await until(producer.free)
@@ -207,12 +214,13 @@ async def test_a_pull_that_hangs_is_given_up_and_recomputed(vllm_pool: VllmPool,
 async def test_a_consumer_dead_before_the_pull_leaves_the_producers_blocks_free(vllm_pool: VllmPool) -> None:
     producer = await vllm_pool.get("producer")
     doomed = await vllm_pool.get("doomed")
-    await by_hand_off(producer, doomed, LONG)
-    first = await prefill(producer, LONG)
+    await doomed.engine.introduce(producer.engine.address())
+    job = FAULT_JOBS["consumer"]
+    first = await prefill(producer, job)
     assert not producer.free()
     doomed.kill()
     with pytest.raises(EngineError):
-        await decode(doomed, LONG, first)
+        await decode(doomed, job, first)
     await until(producer.free)
     await doomed.engine.close()
     vllm_pool.forget("doomed")
@@ -234,11 +242,11 @@ async def test_samples_hold_every_batch_that_was_run(vllm_pool: VllmPool) -> Non
     consumer.engine.take_samples()
     await collect(consumer.engine, make_job(make_prompt(700, seed=60)))
     samples = consumer.engine.take_samples()
-    assert [batch.tokens for batch, _ in samples] == [256, 256, 188] + [1] * (GREEDY.max_tokens - 1)
-    assert [batch.kv_tokens for batch, _ in samples][3:] == list(range(700, 700 + GREEDY.max_tokens - 1))
-    assert samples[1][0].attended == 256 * (256 + 128)
-    assert all(seconds > 0 for _, seconds in samples)
-    assert consumer.engine.load().step_ms == pytest.approx(samples[-1][1] * 1e3)
+    assert [sample.tokens for sample in samples] == [256, 256, 188] + [1] * (GREEDY.max_tokens - 1)
+    assert [sample.kv_tokens for sample in samples][3:] == list(range(700, 700 + GREEDY.max_tokens - 1))
+    assert samples[1].attended == 256 * (256 + 128)
+    assert all(sample.seconds > 0 for sample in samples)
+    assert consumer.engine.load().step_ms == pytest.approx(samples[-1].seconds * 1e3)
 
 
 async def test_every_eos_token_of_the_model_stops_without_a_tokenizer(
