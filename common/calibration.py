@@ -9,7 +9,7 @@ from common.keys import Keys
 from common.latency_fit import fit, median_error
 from common.latency_model import LatencyModel
 from common.messages import Profile, StepSample, StepSamples, WorkerState
-from common.offline.store import Client
+from common.offline.store import Client, redis_call
 from common.telemetry.logs import get_logger
 
 STEP_MESSAGES = 512
@@ -28,7 +28,7 @@ _log = get_logger(__name__)
 async def publish_steps(redis: Client, keys: Keys, fingerprint: str, steps: StepSamples) -> None:
     """Add a worker's measured steps to the bounded log."""
     key = keys.steps(fingerprint)
-    async with redis.pipeline(transaction=True) as pipe:
+    async with redis_call(), redis.pipeline(transaction=True) as pipe:
         pipe.xadd(key, {"m": encode(steps)}, maxlen=STEP_MESSAGES, approximate=True)
         pipe.expire(key, PROFILE_S)
         await pipe.execute()
@@ -36,7 +36,8 @@ async def publish_steps(redis: Client, keys: Keys, fingerprint: str, steps: Step
 
 async def load_profile(redis: Client, keys: Keys, fingerprint: str) -> Profile | None:
     """The refitted profile; None if there is none, or none that this build can read."""
-    raw = await redis.get(keys.profile(fingerprint))
+    async with redis_call():
+        raw = await redis.get(keys.profile(fingerprint))
     try:
         return None if raw is None else decode(raw, Profile)
     except CodecError as error:
@@ -61,7 +62,8 @@ async def refit(
         base = latency if before is None else before.base
         model = fit(samples, base)
         profile = Profile(fingerprint, base, model, len(samples), median_error(samples, model), clock())
-        await redis.set(keys.profile(fingerprint), encode(profile), ex=PROFILE_S)
+        async with redis_call():
+            await redis.set(keys.profile(fingerprint), encode(profile), ex=PROFILE_S)
         fitted[fingerprint] = profile
     return fitted
 
@@ -69,7 +71,9 @@ async def refit(
 async def _samples(redis: Client, keys: Keys, fingerprint: str) -> list[StepSample]:
     """Oldest first; a message that can't be read is left out."""
     samples: list[StepSample] = []
-    for _, fields in await redis.xrange(keys.steps(fingerprint)):
+    async with redis_call():
+        entries = await redis.xrange(keys.steps(fingerprint))
+    for _, fields in entries:
         try:
             samples += decode(fields.get(b"m", b""), StepSamples).samples[:MAX_SAMPLES]
         except CodecError as error:

@@ -6,12 +6,11 @@ Every write of a run carries the fencing token of its lock, and a script refuses
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from common.bus.redis_client import bus_errors
 from common.codec import decode, encode
 from common.errors import SlosError
 from common.keys import Keys
 from common.offline.batch import Batch, BatchSpec, Fault, Status
-from common.offline.store import Client, page
+from common.offline.store import Client, page, redis_call
 from common.settings import Settings
 
 _ACQUIRE = """
@@ -75,15 +74,14 @@ class BatchStore:
     async def create(self, spec: BatchSpec) -> Batch:
         """Store a new batch; it stays open, and is resumed after any death, until it ends."""
         keys, now_s = self._keys, self._clock()
-        with bus_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                fields = {"spec": encode(spec), "status": "validating", "at_validating": repr(now_s)}
-                pipe.hset(keys.batch(spec.id), mapping=fields)
-                pipe.zadd(keys.batches(spec.tenant), {spec.id: spec.created_s})
-                pipe.sadd(keys.open_batches, spec.id)
-                ends_s = spec.expires_s + self._settings.file_retention_s
-                pipe.zadd(keys.batch_ends, {f"{spec.id}|{spec.tenant}": ends_s})
-                await pipe.execute()
+        async with redis_call(), self._redis.pipeline(transaction=True) as pipe:
+            fields = {"spec": encode(spec), "status": "validating", "at_validating": repr(now_s)}
+            pipe.hset(keys.batch(spec.id), mapping=fields)
+            pipe.zadd(keys.batches(spec.tenant), {spec.id: spec.created_s})
+            pipe.sadd(keys.open_batches, spec.id)
+            ends_s = spec.expires_s + self._settings.file_retention_s
+            pipe.zadd(keys.batch_ends, {f"{spec.id}|{spec.tenant}": ends_s})
+            await pipe.execute()
         batch = await self.load(spec.id)
         assert batch is not None
         return batch
@@ -96,17 +94,16 @@ class BatchStore:
     async def load(self, batch_id: str) -> Batch | None:
         """A batch of any tenant, for background work."""
         keys = self._keys
-        with bus_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hgetall(keys.batch(batch_id))
-                pipe.hlen(keys.batch_output(batch_id))
-                pipe.hlen(keys.batch_errors(batch_id))
-                fields, completed, failed = await pipe.execute()
+        async with redis_call(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.batch(batch_id))
+            pipe.hlen(keys.batch_output(batch_id))
+            pipe.hlen(keys.batch_errors(batch_id))
+            fields, completed, failed = await pipe.execute()
         return _batch({key.decode(): value for key, value in fields.items()}, completed, failed) if fields else None
 
     async def list(self, tenant: str, after: str | None, limit: int) -> Sequence[Batch] | None:
         """Up to ``limit`` batches, newest first, behind the id ``after``; None if there is no such batch."""
-        with bus_errors():
+        async with redis_call():
             ids = await page(self._redis, self._keys.batches(tenant), after, limit, newest_first=True)
         if ids is None:
             return None
@@ -115,7 +112,7 @@ class BatchStore:
 
     async def open(self) -> Sequence[str]:
         """Ids of batches that have not ended."""
-        with bus_errors():
+        async with redis_call():
             return sorted(member.decode() for member in await self._redis.smembers(self._keys.open_batches))
 
     async def move(
@@ -134,7 +131,7 @@ class BatchStore:
         wanted = "|" + "|".join(expected) + "|"
         token = "" if fence is None else str(fence)
         arguments = (token, wanted, status.value, repr(self._clock()), int(status.ended), batch_id, *pairs)
-        with bus_errors():
+        async with redis_call():
             done = await self._redis.eval(_MOVE, 5, *names, *arguments)
         if done == -1:
             raise LockLost(batch_id)
@@ -147,21 +144,21 @@ class BatchStore:
 
     async def locked(self, batch_id: str) -> bool:
         """Whether a run works on the batch now."""
-        with bus_errors():
+        async with redis_call():
             return bool(await self._redis.exists(self._keys.batch_lock(batch_id)))
 
     async def acquire(self, batch_id: str) -> int | None:
         """Become the one run of a batch until released or silent; returns the fencing token."""
         keys = self._keys
         names = (keys.batch_lock(batch_id), keys.batch_fence, keys.batch(batch_id))
-        with bus_errors():
+        async with redis_call():
             token = await self._redis.eval(_ACQUIRE, 3, *names, self._ttl_ms, repr(self._clock()))
         return None if token is None else int(token)
 
     async def renew(self, batch_id: str, fence: int) -> None:
         """Keep the lock; raises LockLost."""
         names = (self._keys.batch_lock(batch_id), self._keys.batch(batch_id))
-        with bus_errors():
+        async with redis_call():
             kept = await self._redis.eval(_RENEW, 2, *names, fence, self._ttl_ms, repr(self._clock()))
         if not kept:
             raise LockLost(batch_id)
@@ -169,13 +166,13 @@ class BatchStore:
     async def release(self, batch_id: str, fence: int, clean: bool) -> None:
         """Give the lock back; ``clean`` says that the run did not fail."""
         names = (self._keys.batch_lock(batch_id), self._keys.batch(batch_id))
-        with bus_errors():
+        async with redis_call():
             await self._redis.eval(_RELEASE, 2, *names, fence, int(clean))
 
     async def write_line(self, batch_id: str, fence: int, line: int, entry: bytes, ok: bool) -> None:
         """Keep the result of one line; the first one stays. Raises LockLost."""
         results = self._keys.batch_output(batch_id) if ok else self._keys.batch_errors(batch_id)
-        with bus_errors():
+        async with redis_call():
             lock = self._keys.batch_lock(batch_id)
             kept = await self._redis.eval(_WRITE, 2, lock, results, fence, line, entry)
         if not kept:
@@ -183,18 +180,18 @@ class BatchStore:
 
     async def lines(self, batch_id: str, ok: bool) -> Sequence[int]:
         """Numbers of the lines that have a result of this kind, in order."""
-        with bus_errors():
+        async with redis_call():
             return sorted(int(line) for line in await self._redis.hkeys(self._results(batch_id, ok)))
 
     async def results(self, batch_id: str, ok: bool, lines: Sequence[int]) -> Sequence[bytes]:
         """The results of these lines."""
-        with bus_errors():
+        async with redis_call():
             return list(await self._redis.hmget(self._results(batch_id, ok), [str(n) for n in lines]))
 
     async def sweep(self, count: int = 1000) -> int:
         """Forget up to ``count`` batches past their retention; returns how many. For background work."""
         keys = self._keys
-        with bus_errors():
+        async with redis_call():
             members = await self._redis.zrange(keys.batch_ends, 0, self._clock(), byscore=True, offset=0, num=count)
             for member in members:
                 batch_id, tenant = member.decode().split("|", 1)

@@ -1,15 +1,15 @@
 """Files of offline batches: chunked lists in Redis, bounded by size, quota and retention, seen by their tenant only."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from common.bus.redis_client import bus_errors
 from common.codec import decode, encode, message
-from common.errors import SlosError
+from common.errors import BusError, SlosError
 from common.keys import Keys
-from common.offline.store import Client, page
+from common.offline.store import Client, page, redis_call
 from common.settings import Settings
 
 CHUNK_BYTES = 256 * 1024
@@ -89,7 +89,7 @@ class FileStore:
 
     async def get(self, tenant: str, file_id: str) -> StoredFile | None:
         """A file of this tenant, None for any other."""
-        with bus_errors():
+        async with redis_call():
             raw = await self._redis.get(self._keys.file(file_id))
         file = None if raw is None else decode(raw, StoredFile)
         return file if file is not None and file.tenant == tenant else None
@@ -100,7 +100,7 @@ class FileStore:
         """Up to ``limit`` files behind the id ``after``; None if there is no such file."""
         found: list[StoredFile] = []
         while len(found) < limit:
-            with bus_errors():
+            async with redis_call():
                 ids = await page(self._redis, self._keys.files(tenant), after, limit, newest_first)
                 if not ids:
                     return None if ids is None else found
@@ -118,7 +118,7 @@ class FileStore:
     async def read(self, file: StoredFile) -> AsyncIterator[bytes]:
         """The content in chunks; raises FileGone when it vanishes meanwhile."""
         for index in range(-(-file.bytes // CHUNK_BYTES)):
-            with bus_errors():
+            async with redis_call():
                 chunk = await self._redis.lindex(self._keys.file_data(file.id), index)
             if chunk is None:
                 raise FileGone(file.id)
@@ -143,7 +143,7 @@ class FileStore:
     async def sweep(self, count: int = 1000) -> int:
         """Forget up to ``count`` expired files; returns how many. For background work."""
         now_ms = int(self._clock() * 1000)
-        with bus_errors():
+        async with redis_call():
             members = await self._redis.zrange(self._keys.file_ends, 0, now_ms, byscore=True, offset=0, num=count)
         for member in members:
             file_id, size, tenant = member.decode().split("|", 2)
@@ -166,7 +166,7 @@ class FileStore:
             expires_s = now_s + self._settings.file_retention_s
             file = StoredFile(file_id, tenant, filename, purpose, size, now_s, expires_s)
             quota = str(self._settings.file_quota_bytes) if in_quota else ""
-            with bus_errors():
+            async with redis_call():
                 kept = await self._redis.eval(
                     _COMMIT,
                     5,
@@ -175,7 +175,9 @@ class FileStore:
                     _ends_member(file_id, size, tenant),
                 )
         except BaseException:
-            await self._redis.delete(self._keys.file_data(file_id))
+            with contextlib.suppress(BusError):  # it expires by itself
+                async with redis_call():
+                    await self._redis.delete(self._keys.file_data(file_id))
             raise
         if not kept:
             raise QuotaExceeded(f"over the quota of {self._settings.file_quota_bytes} bytes")
@@ -183,29 +185,29 @@ class FileStore:
 
     async def _append(self, file_id: str, content: AsyncIterable[bytes], limit_bytes: int | None) -> int:
         key, size, rest = self._keys.file_data(file_id), 0, bytearray()
-        with bus_errors():
+        async with redis_call():
             await self._redis.delete(key)
-            async for part in content:
-                size += len(part)
-                if limit_bytes is not None and size > limit_bytes:
-                    raise FileTooLarge(f"over the bound of {limit_bytes} bytes")
-                rest += part
-                while len(rest) >= CHUNK_BYTES:
-                    await self._push(key, bytes(rest[:CHUNK_BYTES]))
-                    del rest[:CHUNK_BYTES]
-            if rest:
-                await self._push(key, bytes(rest))
+        async for part in content:
+            size += len(part)
+            if limit_bytes is not None and size > limit_bytes:
+                raise FileTooLarge(f"over the bound of {limit_bytes} bytes")
+            rest += part
+            while len(rest) >= CHUNK_BYTES:
+                await self._push(key, bytes(rest[:CHUNK_BYTES]))
+                del rest[:CHUNK_BYTES]
+        if rest:
+            await self._push(key, bytes(rest))
         return size
 
     async def _push(self, key: str, chunk: bytes) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with redis_call(), self._redis.pipeline(transaction=True) as pipe:
             pipe.rpush(key, chunk)
             pipe.expire(key, UPLOAD_S)
             await pipe.execute()
 
     async def _forget(self, file_id: str, tenant: str, size: int) -> bool:
         member = _ends_member(file_id, size, tenant)
-        with bus_errors():
+        async with redis_call():
             names = self._names(file_id, tenant)
             done = await self._redis.eval(_FORGET, 5, *names, file_id, tenant, size, member)
         return bool(done)
