@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +15,17 @@ from api.context import Context
 from api.ingress import Ingress
 from api.middleware import Drain, ServerSpan
 from api.openai import chat, completions, models
-from api.problems import FieldError, Problem, ProblemError, field_path, invalid, is_openai, of_status, unavailable
+from api.problems import (
+    FieldError,
+    Problem,
+    ProblemError,
+    field_path,
+    for_openai,
+    invalid,
+    is_openai,
+    of_status,
+    unavailable,
+)
 from api.sse import ClientGone
 from common.bus.interface import Bus
 from common.errors import BusError, BusFull
@@ -90,7 +99,5 @@ def _add_handlers(app: FastAPI) -> None:
 
 
 def _respond(request: Request, problem: Problem) -> Response:
-    openai = is_openai(request.url.path)
-    if openai and problem.status == 422:
-        problem = replace(problem, status=400)  # as OpenAI's own servers and clients have it
-    return problem.response(openai)
+    path = request.url.path
+    return for_openai(problem, path).response(is_openai(path))

@@ -16,9 +16,6 @@ from common.telemetry import metrics
 if TYPE_CHECKING:
     from api.ingress import Ingress
 
-CHECK_S = 5.0
-"""After this long without a reply the durable record is read, in case a reply was lost."""
-
 Update = Decision | Piece | None
 """A new decision, new tokens, or None when nothing has come for a while."""
 
@@ -64,7 +61,7 @@ class Exchange:
 
     async def wait(self) -> None:
         """Return when it has ended."""
-        async for _ in self.updates(CHECK_S):
+        async for _ in self.updates(self._ingress.check_s):
             pass
 
     def fail(self, end: End) -> None:
@@ -84,12 +81,12 @@ class Exchange:
 
     async def _receive(self, timeout_s: float) -> None:
         """Take one reply, or look for what may have been lost when none has come for long."""
-        check_in_s = self._checked_s + CHECK_S - time.monotonic()
+        check_in_s = self._checked_s + self._ingress.check_s - time.monotonic()
         arrival = await self._waiter.next(min(timeout_s, max(0.0, check_in_s)))
         if arrival is not None:
             self._checked_s = time.monotonic()
             await self._take(arrival)
-        elif time.monotonic() >= self._checked_s + CHECK_S:
+        elif time.monotonic() >= self._checked_s + self._ingress.check_s:
             await self._reconcile()
 
     async def _take(self, arrival: Arrival) -> None:

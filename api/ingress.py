@@ -23,6 +23,9 @@ from common.telemetry.logs import get_logger
 DEPTHS_S = 1.0
 """Between two looks at the queues; a refusal by predicted wait may be this much out of date."""
 
+CHECK_S = 5.0
+"""After this long without a reply to it, a request's durable record is read, in case a reply was lost."""
+
 LONGEST_RETRY_AFTER_S = 60.0
 END_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -41,6 +44,7 @@ class Ingress:
     ) -> None:
         self.bus = bus
         self.context = context
+        self.check_s = CHECK_S
         self.settings = settings
         self.clock = clock
         self.relay = Relay(bus, f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}", clock)
@@ -131,18 +135,18 @@ class Ingress:
             return await self.bus.submit(prepared.request, prepared.max_queued)
 
     def _refuse_hopeless(self, prepared: Prepared) -> None:
-        tier, wait_s = prepared.request.tier, self._wait_s(prepared.request.tier)
+        tier, wait_s = prepared.request.tier, self.wait_s(prepared.request.tier)
         if wait_s * 1000 > prepared.request.patience_ms:
             metrics.REFUSED.labels(tier, "wait_over_patience").inc()
             detail = f"The queue of tier {tier!r} has waited for {wait_s:.0f} s, longer than its patience."
             raise self._full(prepared, detail, "wait_over_patience")
 
     def _full(self, prepared: Prepared, detail: str, code: str) -> ProblemError:
-        retry_s = min(max(1.0, self._wait_s(prepared.request.tier)), LONGEST_RETRY_AFTER_S)
+        retry_s = min(max(1.0, self.wait_s(prepared.request.tier)), LONGEST_RETRY_AFTER_S)
         extra = {"request_id": prepared.request.id, "tier": prepared.request.tier}
         return ProblemError(Problem(429, code, detail, retry_after_s=math.ceil(retry_s), extra=extra))
 
-    def _wait_s(self, tier: str) -> float:
+    def wait_s(self, tier: str) -> float:
         """How long a new request will wait: by Little's law about as long as the oldest one has."""
         depth = self._depths.get(tier)
         if depth is None or depth.oldest_arrival_s is None:

@@ -9,6 +9,7 @@ from api.delivery import Delivery
 from api.intake import Prepared, Sender
 from api.openai import chat, completions
 from api.outcome import problem_of
+from api.problems import for_openai
 from api.schemas import ChatBody, CompletionBody
 from common.messages import Record
 
@@ -35,6 +36,7 @@ class PreparedLine:
         delivery = self.delivery(record)
         problem = problem_of(delivery)
         if problem is not None:
+            problem = for_openai(problem, self.path)
             return problem.status, problem.body(openai=True)
         render = chat.render if self.path == CHAT else completions.render
         return 200, render(delivery)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 MEDIA_TYPE = "application/problem+json"
 OPENAI_PREFIX = "/v1/"
+GENERATION_PREFIXES = ("/v1/completions", "/v1/chat/")
 OVERLOAD_RETRY_S = 1.0
 """Retry-After where nothing better is known: the queue did not answer, so there is nothing to predict from."""
 
@@ -116,6 +117,13 @@ def of_status(status: int, detail: str | None = None, headers: Mapping[str, str]
 def is_openai(path: str) -> bool:
     """Whether errors on this path carry OpenAI's object."""
     return path.startswith(OPENAI_PREFIX)
+
+
+def for_openai(problem: Problem, path: str) -> Problem:
+    """What OpenAI's own servers, and their clients' exception types, call 400 on the generating routes."""
+    if problem.status == 422 and path.startswith(GENERATION_PREFIXES):
+        return replace(problem, status=400)
+    return problem
 
 
 def field_path(parts: Sequence[str | int]) -> str:

@@ -1,7 +1,7 @@
 """One reader per api replica: passes what comes on its reply stream to whoever waits for it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from common.bus.interface import START, IngressBus
@@ -10,6 +10,7 @@ from common.messages import Reply
 from common.telemetry.logs import get_logger
 
 BLOCK_S = 1.0
+FIRST_BLOCK_S = 0.01
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 log = get_logger(__name__)
@@ -68,13 +69,20 @@ class Relay:
         """Replies to this request interest nobody any more."""
         self._waiters.pop(request_id, None)
 
+    @property
+    def waiting(self) -> Iterable[str]:
+        """Ids of the requests that somebody waits for."""
+        return self._waiters.keys()
+
     async def run(self) -> None:
         """Read for ever. An outage loses nothing: the cursor stays, and reading goes on where it stopped."""
         cursor = START
         failures = 0
         while True:
             try:
-                cursor, replies = await self._bus.replies(self.api, cursor, BLOCK_S)
+                # the first read after an outage does not wait, so that readiness is known at once
+                block_s = BLOCK_S if self.reading.is_set() else FIRST_BLOCK_S
+                cursor, replies = await self._bus.replies(self.api, cursor, block_s)
             except BusError as error:
                 self.reading.clear()
                 if failures == 0:

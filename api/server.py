@@ -13,6 +13,7 @@ from api.middleware import Drain
 from common.messages import End, State
 
 POLL_S = 0.05
+TICK_S = 0.1
 CLOSE_S = 3
 """Longest time that connections have to take their last bytes once nothing is open any more."""
 
@@ -33,6 +34,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._listening = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -71,6 +73,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(POLL_S)
         ingress.abandon(End(State.FAILED, "api_shutdown"))
         self.should_exit = True
+        self._stopping.set()
         if self._task is not None:
             await self._task
 
@@ -79,6 +82,14 @@ class Server(uvicorn.Server):
             await self.serve()
         except SystemExit as error:  # uvicorn's way to say that the port is taken
             raise OSError(f"can't serve on {self.config.host}:{self.config.port}") from error
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, but it ends as soon as it is told to."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and tell."""

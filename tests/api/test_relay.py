@@ -1,0 +1,86 @@
+import asyncio
+import json
+
+from common.errors import BusUnavailable
+from common.messages import Decided, Reply, Work
+from tests.api.conftest import Serve
+from tests.api.faults import FaultyBus, frame_at, is_end
+from tests.api.pipeline import eventually
+from tests.api.test_bad_input import check_problem
+from tests.api.test_generate import collect
+
+PROMPT = {"prompt_token_ids": [40, 41, 42, 43, 44, 45]}
+
+
+async def test_waiters_survive_an_outage_of_the_queue(serve: Serve) -> None:
+    bus = FaultyBus()
+    async with serve(bus=bus, pause_after=2) as api:
+        stream = asyncio.create_task(collect(api, {**PROMPT, "stream": True}))
+        await api.pipeline.paused.wait()
+        bus.down = BusUnavailable
+        await eventually(lambda: not api.state.ingress.relay.reading.is_set())
+        api.pipeline.gate.set()
+        bus.down = None
+        received = await stream
+        tokens = [json.loads(event["data"])["token_ids"] for event in received if event.get("event") == "token"]
+        assert tokens == [[40], [41], [42], [43], [44], [45]]
+        assert received[-1]["event"] == "done"
+
+
+async def test_a_lost_frame_is_made_good_from_the_record(serve: Serve) -> None:
+    bus = FaultyBus()
+    bus.loses = frame_at(2)
+    async with serve(bus=bus) as api:
+        response = await api.client.post("/generate", json=PROMPT)
+        assert response.json()["token_ids"] == PROMPT["prompt_token_ids"]
+
+
+async def test_a_lost_decision_is_made_good_from_the_record(serve: Serve) -> None:
+    bus = FaultyBus()
+
+    def loses(reply: Reply) -> bool:
+        return isinstance(reply, Decided) or frame_at(0)(reply)
+
+    bus.loses = loses
+    async with serve(bus=bus) as api:
+        body = (await api.client.post("/generate", json=PROMPT)).json()
+        assert body["decision"]["verdict"] == "admitted"
+        assert body["token_ids"] == PROMPT["prompt_token_ids"]
+
+
+async def test_a_lost_end_is_found_in_the_record(serve: Serve) -> None:
+    bus = FaultyBus()
+    bus.loses = is_end
+    async with serve(bus=bus) as api:
+        api.state.ingress.check_s = 0.05
+        response = await api.client.post("/generate", json=PROMPT)
+        assert response.json()["token_ids"] == PROMPT["prompt_token_ids"]
+
+
+async def test_tokens_that_nobody_has_any_more_are_a_clear_error(serve: Serve) -> None:
+    bus = FaultyBus()
+
+    def script(work: Work) -> list[list[int]]:
+        bus.forgets.add(work.request.id)
+        return [[40], [41], [42]]
+
+    bus.loses = frame_at(1)
+    async with serve(bus=bus, script=script) as api:
+        problem = check_problem(await api.client.post("/generate", json=PROMPT), 503)
+        assert problem["code"] == "record_lost"
+
+
+async def test_a_request_that_the_queue_lost_before_its_first_token_is_sent_again(serve: Serve) -> None:
+    bus = FaultyBus()
+    async with serve(bus=bus) as api:
+        api.state.ingress.check_s = 0.05
+        bus.loses, bus.record_answers = lambda reply: True, False
+        waiting = asyncio.create_task(api.client.post("/generate", json=PROMPT))
+        await eventually(lambda: len(api.pipeline.works) == 1)
+        request_id = api.pipeline.works[0].request.id
+        await eventually(lambda: bus._records[request_id].state.ended)
+        await bus.sweep(1e12)
+        bus.loses, bus.record_answers = lambda reply: False, True
+        response = await waiting
+        assert response.json()["token_ids"] == PROMPT["prompt_token_ids"]
+        assert len(api.pipeline.works) == 2
