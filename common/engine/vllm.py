@@ -194,16 +194,7 @@ class VllmEngine:
             vllm_cpu_worker.check_internals()
             configuration.start_by_fork()
         self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-        return Facts(
-            fingerprint=configuration.fingerprint(config, settings),
-            model=settings.served_model_name or settings.model,
-            vocab_size=config.model_config.get_vocab_size(),
-            max_model_len=config.model_config.max_model_len,
-            block_size=config.cache_config.block_size,
-            total_blocks=int(self._reader.state().free_blocks),
-            max_seqs=scheduling.max_num_seqs,
-            max_batch_tokens=scheduling.max_num_batched_tokens,
-        )
+        return configuration.facts(config, settings, int(self._reader.state().free_blocks))
 
     async def _warm_up(self, facts: Facts) -> None:
         """A first prefill and decode, several times as slow as later ones."""
@@ -293,11 +284,11 @@ class VllmEngine:
         finish = finish_of(job, output_tokens, self._eos) if attempt.held else reason
         if finish is not None:
             return finish, None
-        kv = result.kv_transfer_params
+        kv = {**result.kv_transfer_params, "fingerprint": self._alive().fingerprint}
         expires_s = float(kv["slos_deadline_s"])
-        kv = {**kv, "fingerprint": self._alive().fingerprint}
-        produced_s = expires_s - self._settings.kv_lease_s
-        return None, HandOff(self._id, kv, int(kv["remote_num_tokens"]), produced_s, expires_s)
+        return None, HandOff(
+            self._id, kv, int(kv["remote_num_tokens"]), expires_s - self._settings.kv_lease_s, expires_s
+        )
 
     def _alive(self) -> Facts:
         if self._closed or (self._llm is not None and self._llm.errored):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common.engine.interface import Facts
 from common.errors import EngineError
 from common.settings import Settings
 
@@ -96,6 +97,20 @@ def _transfer(settings: Settings, cpu: bool, engine_id: str) -> Any:
         engine_id=engine_id,
         kv_load_failure_policy="recompute",
         kv_connector_extra_config=extra,
+    )
+
+
+def facts(vllm_config: Any, settings: Settings, total_blocks: int) -> Facts:
+    """What the engine is, from its final configuration."""
+    return Facts(
+        fingerprint=fingerprint(vllm_config, settings),
+        model=settings.served_model_name or settings.model,
+        vocab_size=vllm_config.model_config.get_vocab_size(),
+        max_model_len=vllm_config.model_config.max_model_len,
+        block_size=vllm_config.cache_config.block_size,
+        total_blocks=total_blocks,
+        max_seqs=vllm_config.scheduler_config.max_num_seqs,
+        max_batch_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
     )
 
 

@@ -1,9 +1,11 @@
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.common.engine.stock import ALL_JOBS, STOCK, Reference, as_dict, json_tokens, run_python
 from tests.common.engine.support import TARGET, Pool, SimulatedPool, VllmPool
 
 
@@ -47,3 +49,10 @@ async def pool(request: pytest.FixtureRequest, vllm_pool: VllmPool) -> AsyncIter
     pool = SimulatedPool()
     yield pool
     await pool.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def reference(vllm_pool: VllmPool, model: str) -> Reference:
+    """What stock vLLM answers: nothing of ours in it, one request at a time, whole prompts (see vllm_cpu_worker)."""
+    await vllm_pool.make_room(1)
+    return json_tokens(await run_python(STOCK, model, json.dumps([as_dict(job) for job in ALL_JOBS])))
