@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from common.bus.interface import START, Bus, Claim, DeadLetter
 from common.messages import Decided, End, Record, Stage, State, Verdict
 from tests.common.bus.steps import (
@@ -60,6 +62,22 @@ async def test_a_deferral_is_told_once_and_kept(bus: Bus) -> None:
     (kept,) = await bus.reclaim(["chat"], "planner")
     assert kept.deferred_s == deferred.decided_s
     assert (await stored(bus, claim.request.id)).decision == deferred
+
+
+async def test_a_request_is_deferred_since_its_first_deferral(bus: Bus) -> None:
+    claim, token = await claimed(bus)
+    for decided_s in (100.5, 200.5):
+        await bus.note(claim, replace(decision(None, None, Verdict.DEFERRED), decided_s=decided_s), token)
+    (kept,) = await bus.reclaim(["chat"], "planner")
+    assert kept.deferred_s == 100.5
+
+
+async def test_a_dispatch_of_an_older_attempt_leaves_the_present_one_alone(bus: Bus) -> None:
+    claim, token = await claimed(bus)
+    await bus.dispatch(claim, work_of(claim), token)
+    await bus.requeue("p", token)
+    assert not await bus.dispatch(claim, work_of(claim, prefill="q"), token)
+    assert [again.attempt for again in await bus.claim("chat", "planner", 5)] == [2]
 
 
 async def test_a_decision_on_an_ended_request_is_not_noted(bus: Bus) -> None:

@@ -48,6 +48,15 @@ async def test_work_of_an_ended_request_is_left_out(bus: Bus) -> None:
     assert [work.request.id for work in await bus.take(Stage.PREFILL, "p", 1)] == [here.id]
 
 
+async def test_work_of_an_older_attempt_is_left_out(bus: Bus) -> None:
+    claim, token = await claimed(bus)
+    await bus.dispatch(claim, work_of(claim), token)
+    assert await bus.emit("p", [frame(work_of(claim), 1, (6,))]) == [False]
+    (retried,) = await bus.claim("chat", "planner", 1)
+    await bus.dispatch(retried, work_of(retried), token)
+    assert await bus.take(Stage.PREFILL, "p", 5) == [work_of(retried)]
+
+
 async def test_tokens_are_stored_and_told_with_their_position(bus: Bus) -> None:
     work, _ = await dispatched(bus)
     frames = [frame(work, 0, (5,), prefill_start_s=2.5), frame(work, 1, (6, 4294967295))]
