@@ -25,6 +25,29 @@ PROFILE_S = 3600
 _log = get_logger(__name__)
 
 
+class RedisProfiles:
+    """A worker's :class:`common.worker.calibrating.Profiles` in Redis; it connects when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = connect(settings)
+        self._keys = Keys(settings.namespace)
+
+    async def publish(self, fingerprint: str, steps: StepSamples) -> None:
+        """See :func:`publish_steps`; raises BusUnavailable."""
+        async with redis_call():
+            await publish_steps(self._redis, self._keys, fingerprint, steps)
+
+    async def latest(self, fingerprint: str) -> LatencyModel | None:
+        """The model of the refitted profile, if any; raises BusUnavailable."""
+        async with redis_call():
+            profile = await load_profile(self._redis, self._keys, fingerprint)
+        return None if profile is None else profile.latency
+
+    async def close(self) -> None:
+        """Release the connection."""
+        await self._redis.aclose()
+
+
 async def publish_steps(redis: Client, keys: Keys, fingerprint: str, steps: StepSamples) -> None:
     """Add a worker's measured steps to the bounded log."""
     key = keys.steps(fingerprint)

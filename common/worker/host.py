@@ -8,17 +8,19 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from common.bus.interface import START, Bus
 from common.engine.interface import Engine, Facts
 from common.errors import BusError, BusUnavailable, EngineDead, EngineRefused, SlosError
+from common.latency_model import LatencyModel
 from common.messages import Cancel, HandOff, KeepTrace, Stage, Work, WorkerState
 from common.settings import Settings
 from common.telemetry import tracing
 from common.telemetry.logs import get_logger
 from common.worker import report
+from common.worker.calibrating import Calibrator, Profiles
 from common.worker.job import WorkJob
 from common.worker.outbox import Outbox
 
@@ -30,6 +32,10 @@ NOTICE_S = 0.3
 """Until the planner has surely seen that a worker drains, and what it sent before has arrived."""
 SPARE_INTAKE = 64
 """Work taken beyond what the engine can run at once, so that it never waits for the queue."""
+
+
+Measure = Callable[[Engine, Facts], Awaitable[LatencyModel]]
+"""Gives the latency model of an engine that has just started."""
 
 
 class WorkerLost(SlosError):
@@ -46,6 +52,8 @@ class WorkerHost:
         settings: Settings,
         prefers: Stage,
         may: tuple[Stage, ...],
+        profiles: Profiles | None = None,
+        measure: Measure | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.id = f"{settings.worker_name or prefers.value}.{secrets.token_hex(4)}"
@@ -55,6 +63,8 @@ class WorkerHost:
         self._settings = settings
         self._prefers = prefers
         self._may = may
+        self._profiles = profiles
+        self._measure = measure
         self._clock = clock
         self._started_s = clock()
         self._facts: Facts | None = None
@@ -72,12 +82,22 @@ class WorkerHost:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then drain. Raises EngineDead or WorkerLost when it can't go on."""
         self._died = asyncio.get_running_loop().create_future()
-        self._facts = await self._engine.start()
+        facts = await self._engine.start()
+        if self._measure is not None:
+            self._engine.latency = await self._measure(self._engine, facts)
+        self._facts = facts
+        calibrator = Calibrator(self._engine, self.id, facts.fingerprint, self._profiles)
         log.info("engine ready", worker=self.id, model=self._facts.model, blocks=self._facts.total_blocks)
         self._outbox = Outbox(self._bus, self.id, self._lost)
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._outbox.run(), self._beat_loop(), self._intake_loop(), self._meet_loop())
+            for loop in (
+                self._outbox.run(),
+                self._beat_loop(),
+                self._intake_loop(),
+                self._meet_loop(),
+                calibrator.run(),
+            )
         ]
         try:
             await self._until(stop, loops)

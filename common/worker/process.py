@@ -3,7 +3,9 @@
 import asyncio
 
 from common.bus.redis import RedisBus
+from common.calibration import RedisProfiles
 from common.engine.factory import make_engine
+from common.engine.profile import obtain
 from common.health import HealthServer
 from common.messages import Stage
 from common.settings import Settings
@@ -21,10 +23,13 @@ async def run_worker(prefers: Stage, settings: Settings, stop: asyncio.Event) ->
     """Run one worker until ``stop``; raises EngineDead or WorkerLost when only a new process can go on."""
     may = stages(settings.prefill_may if prefers is Stage.PREFILL else settings.decode_may)
     bus = RedisBus.connect(settings)
-    host = WorkerHost(bus, make_engine(settings), settings, prefers, may)
+    profiles = RedisProfiles(settings)
+    measure = (lambda engine, facts: obtain(engine, settings, facts)) if settings.engine == "vllm" else None
+    host = WorkerHost(bus, make_engine(settings), settings, prefers, may, profiles, measure)
     try:
         async with HealthServer(settings.worker_host, settings.worker_port, host.readiness) as health:
             host.url = health.url
             await host.run(stop)
     finally:
+        await profiles.close()
         await bus.close()
