@@ -1,9 +1,10 @@
 """The planner's interface: ``plan(state, now) -> Plan``, pure, the same code in the service and the simulator."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from admission.memory import Survival
 from common.latency_model import LatencyModel
 from common.messages import Decision, Overload, Stage
 from common.slo import Objective
@@ -13,7 +14,9 @@ from common.slo import Objective
 class Held:
     """A request in the window. ``need_tokens`` is what must be prefilled: prompt and already generated tokens.
 
-    ``objective`` is None for best effort; ``deferred`` says that its sender was told so already.
+    ``objective`` is None for best effort; ``deferred`` says that its sender was told so already. ``prefix_worker``
+    still has the KV of the first ``prefix_tokens`` tokens (earlier rounds of the session). ``round`` counts a session's
+    rounds from 0; ``missed_round`` says that one of them missed its SLO, so that this one is best effort too.
     """
 
     id: str
@@ -28,6 +31,10 @@ class Held:
     deferred: bool = False
     generated_tokens: int = 0
     session_id: str | None = None
+    prefix_worker: str | None = None
+    prefix_tokens: int = 0
+    round: int = 0
+    missed_round: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class Running:
     """A dispatched request that has not ended; ``dispatched_s`` is when its prefill worker got it.
 
     Until its first token it counts with ``todo_tokens`` prompt tokens on its prefill worker, then as a decoder on
-    its decode worker. ``objective`` is None for best effort.
+    its decode worker. ``objective`` is None for best effort. ``generated_tokens`` and ``context_tokens`` were true at
+    ``seen_s`` (0: at ``first_token_s``); ``max_tokens`` counts from dispatch, as ``dispatched_tokens`` were out then.
     """
 
     id: str
@@ -49,11 +57,17 @@ class Running:
     max_tokens: int
     first_token_s: float | None
     dispatched_s: float = 0.0
+    seen_s: float = 0.0
+    dispatched_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A live worker as the planner sees it; times of prediction are in ``latency``."""
+    """A live worker as the planner sees it; times of prediction are in ``latency``.
+
+    ``step_s`` is the measured pace of decoding, from which progress is extrapolated between reports (0: assume that
+    every decoder is just in time). ``busy_until_s`` is when the present iteration ends (0: unknown).
+    """
 
     id: str
     prefers: Stage
@@ -66,17 +80,24 @@ class Worker:
     free_blocks: int
     running: int
     fingerprint: str = ""
+    step_s: float = 0.0
+    busy_until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """Everything that a plan may depend on; ``cycle`` counts plans."""
+    """Everything that a plan may depend on; ``cycle`` counts plans.
+
+    ``running`` is best a :class:`admission.table.RunningTable`, which keeps the arrays that a plan works on.
+    ``survival`` is what is known of output lengths (None: nothing, so ``max_tokens`` is reserved).
+    """
 
     cycle: int
     held: Sequence[Held]
     running: Sequence[Running]
     workers: Mapping[str, Worker]
     hop_s: float
+    survival: Survival | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +105,15 @@ class Plan:
     """Decisions by request id. What is in none of the three stays held.
 
     ``dispatch`` are in the order in which they must be sent; ``defer`` stay held too, without a promise.
-    ``wake_s`` is when to plan again at the latest, None if nothing but an event changes the plan.
+    ``wake_s`` is when to plan again at the latest, None if nothing but an event changes the plan. ``speculation`` is
+    the draft length by tier that a policy would like engines to use; empty where engines choose.
     """
 
     dispatch: Mapping[str, Decision]
     defer: Mapping[str, Decision]
     reject: Mapping[str, Decision]
     wake_s: float | None = None
+    speculation: Mapping[str, int] = field(default_factory=dict)
 
 
 class Policy(Protocol):

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from admission.plan import Policy
 from admission.policies.edf import EarliestDeadlineFirst
 from admission.policies.fcfs import FirstComeFirstServed
+from admission.policies.ours import Ours
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
+    "ours": Ours,
     "edf": EarliestDeadlineFirst,
     "fcfs": FirstComeFirstServed,
 }

@@ -1,0 +1,206 @@
+"""The arrays that a plan works on: one row per worker ("lane"), and what it costs to compute there.
+
+``Fleet`` is what a worker can do, ``Load`` what it has to do; planning changes only the load.
+"""
+
+# Elements of arrays are Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from admission.jit import compiled
+from admission.memory import HORIZONS, KV_LIMIT
+from admission.plan import Worker
+from common.messages import Stage
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class Columns:
+    """A numpy structured array whose columns compiled code names as attributes, and Python code by key.
+
+    Subclasses list the columns for readers and type checkers; as one argument they compile in a fraction of the time
+    that an array each takes.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, column: str) -> Any:
+            """A column."""
+
+    shape: tuple[int, ...]
+
+
+class Fleet(Columns):
+    """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece; ``kv`` in tokens."""
+
+    k_token: Floats
+    base: Floats
+    k_seq: Floats
+    k_kv: Floats
+    attention: Floats
+    max_batch: Floats
+    max_seqs: Ints
+    kv: Floats
+    block: Ints
+    prefills: Bools
+    decodes: Bools
+    likes_prefill: Bools
+    likes_decode: Bools
+    kind: Ints
+    step_s: Floats
+    ready_s: Floats
+
+
+class Load(Columns):
+    """By lane. Only promised work counts, but in ``seqs``, ``all_kv`` and ``loose_tokens`` (best-effort prompts).
+
+    ``backlog`` is prompt work in tokens, ``end_s`` when it ends from now, ``slack_s`` how much later it may end.
+    ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length) and ``extra_s`` (what it costs but for
+    tokens) follow from the decoders: :func:`refresh`.
+    """
+
+    decoders: Ints
+    seqs: Ints
+    context: Floats
+    tightest_s: Floats
+    rate: Floats
+    kv: Floats
+    all_kv: Floats
+    backlog: Floats
+    sent: Floats
+    end_s: Floats
+    slack_s: Floats
+    loose_tokens: Floats
+    chunk: Floats
+    full_s: Floats
+    extra_s: Floats
+
+
+PIECES = 4
+"""Pieces of a roofline that a plan knows; of more, the last are left out."""
+
+_TYPES = {Floats: np.float64, Ints: np.int64, Bools: np.bool_}
+
+
+def dtype_of(columns: type[Columns], shapes: Mapping[str, tuple[int, ...]] | None = None) -> np.dtype[Any]:
+    """The row of a class of columns; ``shapes`` of columns that hold an array by row."""
+    wanted = [(name, _TYPES[kind], (shapes or {}).get(name, ())) for name, kind in columns.__annotations__.items()]
+    return np.dtype(wanted, align=True)
+
+
+FLEET = dtype_of(Fleet, {"k_token": (PIECES,), "base": (PIECES,)})
+LOAD = dtype_of(Load, {"kv": (len(HORIZONS),), "all_kv": (len(HORIZONS),)})
+
+
+def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float) -> Fleet:
+    """Columns of workers, in the order given; every cost is multiplied by ``stretch``."""
+    kinds: dict[str, int] = {}
+    rows = []
+    for worker in workers:
+        latency = worker.latency
+        pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
+        k_token = [piece.k_token * stretch for piece in pieces]
+        prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
+        rows.append(
+            (
+                k_token,
+                [piece.base * stretch for piece in pieces],
+                latency.k_seq * stretch,
+                latency.k_kv * stretch,
+                latency.k_attn * stretch / max(k_token),
+                worker.max_batch_tokens,
+                worker.max_seqs,
+                KV_LIMIT * worker.total_blocks * worker.block_size,
+                worker.block_size,
+                prefills,
+                decodes,
+                prefills and worker.prefers is Stage.PREFILL,
+                decodes and worker.prefers is Stage.DECODE,
+                kinds.setdefault(worker.fingerprint, len(kinds)),
+                worker.step_s,
+                max(0.0, worker.busy_until_s - now_s),
+            )
+        )
+    return cast(Fleet, np.array(rows, dtype=FLEET))
+
+
+def empty_load(lanes: int) -> Load:
+    """Lanes with nothing to do."""
+    load = np.zeros(lanes, LOAD)
+    load["tightest_s"] = load["slack_s"] = math.inf
+    return cast(Load, load)
+
+
+def lane_numbers(names: Mapping[str, int], lanes: Mapping[str, int]) -> Ints:
+    """Lane of each numbered worker name, -1 for workers that are gone."""
+    return np.array([lanes.get(name, -1) for name in names] or [-1], dtype=np.int64)
+
+
+@compiled
+def batch_s(fleet: Fleet, lane: int, tokens: float, extra_s: float) -> float:
+    """Length of an iteration of that many tokens, decoders' included."""
+    longest = 0.0
+    for piece in range(fleet.k_token.shape[1]):
+        longest = max(longest, fleet.k_token[lane, piece] * tokens + fleet.base[lane, piece])
+    return longest + extra_s
+
+
+@compiled
+def tokens_in(fleet: Fleet, lane: int, seconds: float, extra_s: float) -> float:
+    """Most tokens of an iteration of at most ``seconds``; negative if not even an empty one is as short."""
+    most = math.inf
+    for piece in range(fleet.k_token.shape[1]):
+        room = seconds - extra_s - fleet.base[lane, piece]
+        if fleet.k_token[lane, piece] > 0:
+            most = min(most, room / fleet.k_token[lane, piece])
+        elif room < 0:
+            most = -1.0
+    return most
+
+
+@compiled
+def chunk_of(fleet: Fleet, lane: int, decoders: int, tightest_s: float, extra_s: float) -> float:
+    """Prompt tokens of an iteration that no decoder is late for; 0 if there is no room."""
+    most = min(fleet.max_batch[lane], tokens_in(fleet, lane, tightest_s, extra_s)) - decoders
+    return max(0.0, math.floor(most))
+
+
+@compiled
+def drain_s(fleet: Fleet, lane: int, work: float, decoders: int, chunk: float, full_s: float, extra_s: float) -> float:
+    """How long prompts of that much work take, in iterations that carry every decoder."""
+    if work <= 0:
+        return 0.0
+    if chunk < 1:
+        return math.inf
+    full = math.ceil(work / chunk) - 1
+    return full * full_s + batch_s(fleet, lane, work - full * chunk + decoders, extra_s)
+
+
+@compiled
+def refresh(fleet: Fleet, load: Load, lane: int) -> None:
+    """Recompute what follows from a lane's decoders and backlog."""
+    decoders = load.decoders[lane]
+    extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * load.context[lane]
+    chunk = chunk_of(fleet, lane, decoders, load.tightest_s[lane], extra_s)
+    load.extra_s[lane] = extra_s
+    load.chunk[lane] = chunk
+    load.full_s[lane] = batch_s(fleet, lane, chunk + decoders, extra_s)
+    load.end_s[lane] = ends_after(fleet, load, lane, 0.0)
+
+
+@compiled
+def ends_after(fleet: Fleet, load: Load, lane: int, work: float) -> float:
+    """When the lane would be through its backlog and that much more work, in seconds from now."""
+    decoders = load.decoders[lane]
+    first_s = batch_s(fleet, lane, decoders, load.extra_s[lane]) if decoders else 0.0
+    total = load.backlog[lane] + work
+    busy_s = drain_s(fleet, lane, total, decoders, load.chunk[lane], load.full_s[lane], load.extra_s[lane])
+    return fleet.ready_s[lane] + first_s + busy_s

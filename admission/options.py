@@ -1,0 +1,55 @@
+"""What can be set about the planner, with a switch for each ingredient so that its worth can be measured."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerOptions:
+    """Parameters of the policy ``ours``; raises ValueError naming the field that is out of range.
+
+    ``hold_s``: how long a promised request may wait centrally for a better worker; 0 binds at arrival.
+    ``lookahead_s``: a worker gets its next prompt this long before it runs dry.
+    ``margin``: predicted times are stretched by this share, so that a promise survives noise.
+    ``best_effort_share``: share of token throughput that is kept for work without a promise.
+    ``decode_load``: share of a worker's tokens that promised decodes may use.
+    ``dispatch_share``: share of a worker's budget to the deadline that its backlog and a new prompt may use.
+    ``offline_lag_s``: deferred work goes before offline work that came up to this much earlier.
+    ``later_round``: what each earlier round of a session adds to the value of the next, as a share of it.
+    """
+
+    hold_s: float = math.inf
+    lookahead_s: float = 0.005
+    margin: float = 0.05
+    best_effort_share: float = 0.05
+    decode_load: float = 0.9
+    dispatch_share: float = 0.7
+    offline_lag_s: float = 60.0
+    later_round: float = 0.5
+    select: Literal["dp", "greedy"] = "dp"
+    central_hold: bool = True
+    late_binding: bool = True
+    decode_packing: bool = True
+    elastic: bool = True
+    deferral: bool = True
+    memory: Literal["survival", "reserve"] = "survival"
+
+    def __post_init__(self) -> None:
+        shares = ("best_effort_share", "decode_load", "dispatch_share")
+        for name in ("hold_s", "lookahead_s", "margin", "offline_lag_s", "later_round", *shares):
+            value = getattr(self, name)
+            if not value >= 0 or (name in shares and value > 1):
+                raise ValueError(f"{name} is out of range: {value}")
+        if self.best_effort_share >= 1:
+            raise ValueError("best_effort_share must leave something for promises")
+
+    @property
+    def stretch(self) -> float:
+        """How much longer than on an engine of its own promised work is expected to take."""
+        return (1 + self.margin) / (1 - self.best_effort_share)
+
+    @property
+    def bind_after_s(self) -> float:
+        """Age at which a request is bound to a worker even if that is not about to be idle."""
+        return self.hold_s if self.central_hold and self.late_binding else 0.0

@@ -1,0 +1,232 @@
+"""The product's policy: hold centrally, promise the most valuable set, bind late, defer before anything worse.
+
+1. What runs becomes load and budgets by worker (:mod:`admission.core`).
+2. Of the held requests that can still be in time, the most valuable feasible set wins (:mod:`admission.late_jobs`).
+3. Winners, then losers, are placed where their prompts end first (:mod:`admission.placement`). What fits is promised:
+   sent when its worker is about to need it, else held on. A promise is announced when it is sent, and then never
+   displaced; until then a better one may still take its place.
+4. What did not fit is deferred: it stays held and runs in left-over capacity (:mod:`admission.leftover`), unless its
+   sender asked to be refused or its patience would run out.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from admission.lane_arrays import Ints
+from admission.late_jobs import greedy, select
+from admission.leftover import fill
+from admission.options import PlannerOptions
+from admission.placement import HOLD, SEND, WAIT, Placed, Rules, nothing_placed, promise
+from admission.plan import ClusterState, Held, Plan
+from admission.refusal import MIN_RETRY_S, Refusal, refusal
+from admission.situation import (
+    Situation,
+    TableRows,
+    budgets_by,
+    kv_left,
+    kv_needs,
+    situation,
+    takers,
+    zero_load_s,
+)
+from common.messages import Decision, Overload, Stage, Verdict
+
+MAX_TICKS_S = 1e6
+"""Deadlines further ahead are all the same."""
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """One plan in the making; ``held`` in order of deadline."""
+
+    state: ClusterState
+    now_s: float
+    held: list[Held]
+    at: Situation
+    placed: Placed
+    stretch: float
+    dispatch: dict[str, Decision] = field(default_factory=dict)
+    defer: dict[str, Decision] = field(default_factory=dict)
+    reject: dict[str, Decision] = field(default_factory=dict)
+
+
+class Ours:
+    """See the module. Keeps nothing between plans but arrays that follow from its input."""
+
+    def __init__(self, options: PlannerOptions | None = None) -> None:
+        self._options = options or PlannerOptions()
+        self._rows = TableRows()
+
+    def warm_up(self) -> None:
+        """Compile; the first plan would take seconds otherwise."""
+        from admission.warm_up import warm_up
+
+        warm_up(self.plan)
+
+    def plan(self, state: ClusterState, now_s: float) -> Plan:
+        """Decide on the held requests."""
+        if not state.held or not _able(state):
+            return Plan({}, {}, {})
+        held = sorted(state.held, key=_urgency)
+        at = situation(state, held, now_s, self._options, self._rows)
+        cycle = _Cycle(state, now_s, held, at, nothing_placed(len(held)), self._options.stretch)
+        rules = self._rules(cycle)
+        hopeful = self._hopeful(cycle)
+        self._promise(cycle, hopeful, rules)
+        waiting = [i for i in self._by_age(cycle) if not self._refuse(cycle, i)]
+        fill(np.array(waiting, dtype=np.int64), at.queue, at.fleet, at.load, at.tables, rules, cycle.placed)
+        self._lose_patience(cycle, waiting)
+        return self._plan(cycle, waiting)
+
+    def _rules(self, cycle: _Cycle) -> Rules:
+        options = self._options
+        return Rules(
+            soon_s=cycle.state.hop_s + options.lookahead_s,
+            decode_load=options.decode_load,
+            dispatch_share=options.dispatch_share,
+            pack=options.decode_packing,
+            elastic=options.elastic,
+            loose_share=options.best_effort_share,
+        )
+
+    def _hopeful(self, cycle: _Cycle) -> Ints:
+        """Who could be in time if all workers were idle; the others are relegated."""
+        queue = cycle.at.queue
+        possible = zero_load_s(queue, cycle.at.fleet, self._options.elastic) <= queue["due_s"]
+        possible &= np.isfinite(queue["tpot_s"])
+        for i, one in enumerate(cycle.held):
+            if one.missed_round or (one.deferred and not self._options.deferral):
+                possible[i] = False
+        return np.flatnonzero(possible)
+
+    def _promise(self, cycle: _Cycle, hopeful: Ints, rules: Rules) -> None:
+        at, queue = cycle.at, cycle.at.queue
+        if not len(hopeful):
+            return
+        each, shared = budgets_by(at, np.minimum(queue["due_s"][hopeful], MAX_TICKS_S), rules.elastic)
+        attention = at.fleet["attention"][takers(at.fleet, rules.elastic)].min()
+        tokens = queue["tokens"][hopeful] - queue["cached"][hopeful]
+        work = tokens * (1 + attention * queue["tokens"][hopeful] / 2)
+        kv = kv_needs(queue, at.tables, int(at.fleet["block"].max()))[hopeful]
+        left = kv_left(at.fleet, at.load, rules.elastic)
+        if self._options.select == "dp":
+            value = np.array([self._value(cycle.held[i]) for i in hopeful])
+            wins = select(work, kv, value, shared, left)
+        else:
+            wins = greedy(work, kv, shared, left)
+        column = np.zeros(len(cycle.held), np.int64)
+        column[hopeful] = np.arange(len(hopeful))
+        for order in (hopeful[wins], hopeful[~wins]):
+            promise(order, queue, at.fleet, at.load, at.tables, each, column, rules, cycle.placed)
+
+    def _value(self, one: Held) -> float:
+        return one.value * (1 + self._options.later_round * one.round)
+
+    def _by_age(self, cycle: _Cycle) -> list[int]:
+        """What is not promised, the longest waiting first; offline work a while after deferred work of its age."""
+        lag_s = self._options.offline_lag_s
+        waiting = np.flatnonzero(cycle.placed["action"] == WAIT).tolist()
+        held = cycle.held
+        return sorted(waiting, key=lambda i: held[i].arrival_s + (lag_s if held[i].objective is None else 0.0))
+
+    def _refuse(self, cycle: _Cycle, i: int) -> bool:
+        """Say why the SLO is not promised, once; True if the sender wanted to be refused."""
+        one = cycle.held[i]
+        if one.objective is None or (one.deferred and one.overload is not Overload.REJECT):
+            return False
+        why = refusal(cycle.state, cycle.at, i, one)
+        if one.overload is Overload.REJECT:
+            cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
+            return True
+        cycle.defer[one.id] = _decision(cycle, one, Verdict.DEFERRED, why)
+        return False
+
+    def _lose_patience(self, cycle: _Cycle, waiting: list[int]) -> None:
+        """Refuse what would wait longer for left-over capacity than its sender wants to, even if nothing else came."""
+        load, queue = cycle.at.load, cycle.at.queue
+        usable = takers(cycle.at.fleet, self._options.elastic)
+        rate = float((load["chunk"][usable] / np.maximum(load["full_s"][usable], 1e-9)).sum())
+        ahead = float(load["backlog"][usable].sum() + load["loose_tokens"][usable].sum())
+        for i in waiting:
+            if cycle.placed["action"][i] != WAIT:
+                continue
+            one = cycle.held[i]
+            wait_s = ahead / rate if rate > 0 else 0.0
+            if cycle.now_s + wait_s > one.arrival_s + one.patience_s:
+                late_s = cycle.now_s + wait_s - one.arrival_s - one.patience_s
+                why = Refusal(f"patience: the wait would be {wait_s:.1f} s", max(MIN_RETRY_S, late_s))
+                cycle.defer.pop(one.id, None)
+                cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
+                cycle.placed["action"][i] = HOLD
+            else:
+                ahead += float(queue["tokens"][i])
+
+    def _plan(self, cycle: _Cycle, waiting: list[int]) -> Plan:
+        placed = cycle.placed
+        sent = np.flatnonzero(placed["action"] == SEND).tolist()
+        promised = [i for i in sent if math.isfinite(placed["finish_s"][i])]
+        for i in promised:
+            one = cycle.held[i]
+            reason = "promoted" if one.deferred else "feasible"
+            cycle.dispatch[one.id] = _decision(cycle, one, Verdict.ADMITTED, Refusal(reason, None), i)
+        for i in waiting:
+            one = cycle.held[i]
+            if placed["action"][i] == SEND:
+                cycle.defer.pop(one.id, None)
+                why = Refusal("best_effort" if one.objective is None else "left_over_capacity", None)
+                cycle.dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, i)
+        return Plan(cycle.dispatch, cycle.defer, cycle.reject, self._wake_s(cycle))
+
+    def _wake_s(self, cycle: _Cycle) -> float | None:
+        """When a held prompt's worker is about to need it, or a worker has room for best effort."""
+        placed, load, options = cycle.placed, cycle.at.load, self._options
+        soon_s = cycle.state.hop_s + options.lookahead_s
+        starts_s = placed["start_s"][(placed["action"] == HOLD) & np.isfinite(placed["finish_s"])]
+        wake_s = float(starts_s.min()) - soon_s if len(starts_s) else math.inf
+        if (placed["action"] == WAIT).any():
+            ends_s = load["end_s"][takers(cycle.at.fleet, options.elastic)]
+            wake_s = min(wake_s, float(ends_s.min()))
+        if math.isfinite(options.bind_after_s) and len(starts_s):
+            oldest_s = min(cycle.held[i].arrival_s for i in np.flatnonzero(placed["action"] == HOLD))
+            wake_s = min(wake_s, oldest_s + options.bind_after_s - cycle.now_s)
+        return cycle.now_s + max(options.lookahead_s, wake_s) if math.isfinite(wake_s) else None
+
+
+def _able(state: ClusterState) -> bool:
+    """Whether there is a worker for each stage."""
+    workers = state.workers.values()
+    return all(any(stage in worker.may for worker in workers) for stage in Stage)
+
+
+def _urgency(one: Held) -> tuple[float, float, str]:
+    objective = one.objective
+    return (objective.prefill_due_s if objective else math.inf), one.arrival_s, one.id
+
+
+def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int | None = None) -> Decision:
+    objective, placed, at = one.objective, cycle.placed, cycle.at
+    lanes = (None, None) if i is None else (at.lanes[placed["prefill"][i]], at.lanes[placed["decode"][i]])
+    ttft_ms = tpot_ms = None
+    if i is not None and math.isfinite(placed["finish_s"][i]):
+        decode = placed["decode"][i]
+        latency = cycle.state.workers[at.lanes[decode]].latency
+        finish_s = float(placed["finish_s"][i]) / cycle.stretch  # what is expected, without the margin
+        ttft_ms = (cycle.now_s + cycle.state.hop_s + finish_s - one.arrival_s) * 1e3
+        tpot_ms = latency.decode_seconds(int(at.load["decoders"][decode]), int(at.load["context"][decode])) * 1e3
+    thinking_s = objective.thinking_tpot_s if objective else None
+    return Decision(
+        verdict=verdict,
+        reason=why.reason,
+        cycle=cycle.state.cycle,
+        decided_s=cycle.now_s,
+        ttft_ms=objective.ttft_s * 1e3 if objective else None,
+        tpot_ms=objective.tpot_s * 1e3 if objective else None,
+        thinking_tpot_ms=None if thinking_s is None else thinking_s * 1e3,
+        predicted_ttft_ms=ttft_ms,
+        predicted_tpot_ms=tpot_ms,
+        prefill_worker=lanes[0],
+        decode_worker=lanes[1],
+        retry_after_s=why.retry_after_s,
+    )

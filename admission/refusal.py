@@ -1,0 +1,78 @@
+"""Why an SLO is not promised, what would be possible, and when it is worth trying again."""
+
+import math
+from dataclasses import dataclass
+
+from admission.jit import compiled
+from admission.lane_arrays import Fleet, Load, ends_after
+from admission.memory import HORIZONS
+from admission.placement import Queue, may_keep, may_take
+from admission.plan import ClusterState, Held
+from admission.situation import Situation
+from common.messages import Stage
+
+MIN_RETRY_S = 0.1
+MAX_RETRY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A decision's reason, and seconds after which the same request would probably be admitted."""
+
+    reason: str
+    retry_after_s: float | None
+
+
+def refusal(state: ClusterState, at: Situation, i: int, one: Held) -> Refusal:
+    """For request ``i`` of the situation, whose load holds all that is promised and planned."""
+    objective = one.objective
+    assert objective is not None
+    if one.missed_round:
+        return Refusal("session_missed: an earlier round was late", None)
+    workers = state.workers.values()
+    if one.generated_tokens == 0:
+        best_s = state.hop_s + min(
+            worker.latency.prefill_seconds(one.need_tokens, worker.max_batch_tokens)
+            for worker in workers
+            if Stage.PREFILL in worker.may
+        )
+        if objective.ttft_s < best_s:
+            return Refusal(f"slo_unattainable: TTFT is at least {best_s * 1e3:.1f} ms for this prompt", None)
+    best_s = min(worker.latency.decode_seconds(1, one.need_tokens) for worker in workers if Stage.DECODE in worker.may)
+    if objective.tightest_tpot_s < best_s:
+        return Refusal(f"slo_unattainable: TPOT is at least {best_s * 1e3:.1f} ms", None)
+    late_s = earliest_s(i, at.queue, at.fleet, at.load) - float(at.queue["due_s"][i])
+    if late_s > 0:
+        return Refusal("prefill_capacity", _bounded(late_s))
+    return Refusal("decode_capacity", _bounded(decode_drain_s(i, at.queue, at.fleet, at.load)))
+
+
+def _bounded(seconds: float) -> float:
+    return min(MAX_RETRY_S, max(MIN_RETRY_S, seconds)) if not math.isnan(seconds) else MAX_RETRY_S
+
+
+@compiled
+def earliest_s(i: int, queue: Queue, fleet: Fleet, load: Load) -> float:
+    """When the request's prompt would be computed behind all that is planned."""
+    best_s = math.inf
+    for lane in range(fleet.kind.shape[0]):
+        if may_take(fleet, lane, True):
+            best_s = min(best_s, ends_after(fleet, load, lane, queue.tokens[i]))
+    return best_s
+
+
+@compiled
+def decode_drain_s(i: int, queue: Queue, fleet: Fleet, load: Load) -> float:
+    """When a decode worker has expectedly lost one of its decoders, and has the KV for this request."""
+    best_s = math.inf
+    for lane in range(fleet.kind.shape[0]):
+        decoders = load.decoders[lane]
+        if not may_keep(fleet, lane, True) or decoders == 0:
+            continue
+        pace_s = fleet.step_s[lane] if fleet.step_s[lane] > 0 else load.tightest_s[lane]
+        enough = min(fleet.kv[lane] - queue.tokens[i], load.kv[lane, 0] * (decoders - 1) / decoders)
+        for horizon in range(1, len(HORIZONS)):
+            if load.kv[lane, horizon] <= enough:
+                best_s = min(best_s, pace_s * min(HORIZONS[horizon], HORIZONS[horizon - 1] * 2))
+                break
+    return best_s

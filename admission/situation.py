@@ -1,0 +1,174 @@
+"""From a :class:`ClusterState` to the arrays of one plan."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from admission.core import TICKS, budgets, kv_of, line_up, shared_budget, tally
+from admission.jit import compiled
+from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, drain_s, empty_load, fleet_of, lane_numbers
+from admission.memory import BINS, HORIZONS, Survival
+from admission.options import PlannerOptions
+from admission.placement import QUEUE, Queue, may_keep, may_take
+from admission.plan import ClusterState, Held
+from admission.table import Names, table_of
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """Promised decoders by lane and TPOT: slack and TPOT in ticks."""
+
+    lane: Ints
+    slack: Floats
+    tpot: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane."""
+
+    lanes: Sequence[str]
+    fleet: Fleet
+    load: Load
+    demands: Demands
+    tables: Floats
+    queue: Queue
+
+
+class TableRows:
+    """Survival tables as rows of one array; row 0 knows nothing. Built anew only when the tables change."""
+
+    def __init__(self) -> None:
+        self._survival: Survival | None = None
+        self.tables: Floats = np.ones((1, BINS))
+        self.rows: dict[str, int] = {}
+
+    def update(self, survival: Survival | None) -> None:
+        """Take the tables of this plan."""
+        if survival is self._survival:
+            return
+        self._survival = survival
+        self.rows = {tier: i + 1 for i, tier in enumerate(survival.tables)} if survival else {}
+        known = list(survival.tables.values()) if survival else []
+        self.tables = np.ones((len(known) + 1, BINS))
+        if known:
+            self.tables[1:] = known
+
+    def of(self, names: Names) -> Ints:
+        """Row of each numbered tier."""
+        return np.array([self.rows.get(name, 0) for name in names.index] or [0], dtype=np.int64)
+
+
+def situation(
+    state: ClusterState, held: Sequence[Held], now_s: float, options: PlannerOptions, rows: TableRows
+) -> Situation:
+    """The arrays of one plan; the load holds all that runs."""
+    rows.update(state.survival if options.memory == "survival" else None)
+    lanes = sorted(state.workers)
+    numbers = {name: i for i, name in enumerate(lanes)}
+    fleet = fleet_of((state.workers[name] for name in lanes), now_s, options.stretch)
+    load = empty_load(len(lanes))
+    table = table_of(state.running)
+    running = table.columns
+    lane_of = lane_numbers(table.worker_names.index, numbers)
+    lane, slack, tpot = np.empty(len(table), np.int64), np.empty(len(table)), np.empty(len(table))
+    tiers = rows.of(table.tier_names)
+    count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
+    waiting = np.flatnonzero(running["todo"])
+    order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
+    line_up(running, order, lane_of, fleet, load, now_s, state.hop_s)
+    lane, slack, tpot = lane[:count], slack[:count], tpot[:count]
+    by = np.argsort(lane * 2.0**41 + tpot)
+    queue = _queue(held, numbers, rows, now_s, state.hop_s, options)
+    return Situation(lanes, fleet, load, Demands(lane[by], slack[by], tpot[by]), rows.tables, queue)
+
+
+def _queue(
+    held: Sequence[Held],
+    lanes: dict[str, int],
+    rows: TableRows,
+    now_s: float,
+    hop_s: float,
+    options: PlannerOptions,
+) -> Queue:
+    finite = math.isfinite(options.bind_after_s)
+    known = rows.rows
+    values = []
+    for one in held:
+        objective = one.objective
+        values.append(
+            (
+                one.need_tokens,
+                math.inf if objective is None else objective.arrival_s + objective.ttft_s - now_s - hop_s,
+                math.inf if objective is None else objective.tightest_tpot_s,
+                one.generated_tokens,
+                one.max_tokens,
+                known.get(one.tier, 0),
+                -1 if one.prefix_worker is None else lanes.get(one.prefix_worker, -1),
+                min(one.prefix_tokens, one.need_tokens - 1),
+                finite and now_s - one.arrival_s >= options.bind_after_s,
+            )
+        )
+    return cast(Queue, np.array(values, dtype=QUEUE))
+
+
+def budgets_by(now: Situation, times_s: Floats, elastic: bool) -> tuple[Floats, Floats]:
+    """Budget of each lane by each time (ascending), and what all that take prompts have left together."""
+    ticks = np.floor(np.maximum(times_s, 0.0) * TICKS)
+    demands = now.demands
+    each = budgets(now.fleet, now.load, demands.lane, demands.slack, demands.tpot, ticks)
+    return each, shared_budget(each, now.load["backlog"], takers(now.fleet, elastic))
+
+
+@compiled
+def takers(fleet: Fleet, elastic: bool) -> Bools:
+    """The lanes that prompts go to."""
+    out = np.zeros(fleet.kind.shape[0], np.bool_)
+    for lane in range(out.shape[0]):
+        out[lane] = may_take(fleet, lane, elastic)
+    return out
+
+
+@compiled
+def zero_load_s(queue: Queue, fleet: Fleet, elastic: bool) -> Floats:
+    """Least time in which each prompt could be computed if all workers were idle."""
+    out = np.full(queue.tokens.shape[0], math.inf)
+    for lane in range(fleet.kind.shape[0]):
+        if not may_take(fleet, lane, elastic):
+            continue
+        limit = fleet.max_batch[lane]
+        extra_s = fleet.k_seq[lane]
+        full_s = 0.0
+        for piece in range(fleet.k_token.shape[1]):
+            full_s = max(full_s, fleet.k_token[lane, piece] * limit + fleet.base[lane, piece] + extra_s)
+        for i in range(out.shape[0]):
+            tokens = queue.tokens[i]
+            done = queue.cached[i] if queue.prefix[i] == lane else 0.0
+            work = tokens - done + fleet.attention[lane] * (tokens * tokens - done * done) / 2
+            out[i] = min(out[i], drain_s(fleet, lane, work, 0, limit, full_s, extra_s))
+    return out
+
+
+@compiled
+def kv_needs(queue: Queue, tables: Floats, block: int) -> Floats:
+    """Most KV that each request is expected to hold at any horizon."""
+    out = np.empty(queue.tokens.shape[0])
+    expected = np.empty(len(HORIZONS))
+    for i in range(out.shape[0]):
+        table = tables[queue.table[i]]
+        kv_of(table, queue.tokens[i], queue.generated[i], queue.left[i], block, expected)
+        out[i] = expected.max()
+    return out
+
+
+@compiled
+def kv_left(fleet: Fleet, load: Load, elastic: bool) -> float:
+    """KV that all decode lanes together have left for promises."""
+    left = 0.0
+    for lane in range(fleet.kind.shape[0]):
+        if may_keep(fleet, lane, elastic):
+            left += max(0.0, fleet.kv[lane] - load.kv[lane].max())
+    return left
