@@ -9,7 +9,8 @@ from common.keys import Keys
 from common.latency_fit import fit, median_error
 from common.latency_model import LatencyModel
 from common.messages import Profile, StepSample, StepSamples, WorkerState
-from common.offline.store import Client, redis_call
+from common.offline.store import Client, connect, redis_call
+from common.settings import Settings
 from common.telemetry.logs import get_logger
 
 STEP_MESSAGES = 512
