@@ -112,7 +112,8 @@ def problem_of(delivery: Delivery) -> Problem | None:
         return None
     extra = {"request_id": delivery.prepared.request.id, "decision": decision_body(delivery.decision)}
     status, detail, retry_s = _describe(end, delivery.decision)
-    return Problem(status, end.reason, detail, retry_after_s=retry_s, extra=extra)
+    headers = {"x-request-id": delivery.prepared.request.id}
+    return Problem(status, end.reason, detail, retry_after_s=retry_s, extra=extra, headers=headers)
 
 
 def _describe(end: End, decision: Decision | None) -> tuple[int, str, float | None]:

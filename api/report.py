@@ -59,9 +59,10 @@ def finished(delivery: Delivery, model: str) -> Outcome:
 
 async def keep_trace(bus: IngressBus, carrier: Mapping[str, str], decision: Decision | None) -> None:
     """Keep a request's spans everywhere although it was not sampled; for SLO misses."""
-    trace_id = tracing.trace_id(carrier)
-    if trace_id is None or not tracing.enabled():
+    context = trace.get_current_span(tracing.extract(carrier)).get_span_context()
+    if not context.is_valid or context.trace_flags.sampled or not tracing.enabled():
         return
+    trace_id = trace.format_trace_id(context.trace_id)
     tracing.keep(trace_id)
     workers = (decision.prefill_worker, decision.decode_worker) if decision else ()
     for name in dict.fromkeys((ADMISSION, *workers)):

@@ -1,10 +1,15 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 
+from common.bus.interface import Claim
+from common.messages import Decision
 from tests.api.conftest import Api, Serve
+from tests.api.pipeline import admitted, decision, deferred, eventually
 
 
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
@@ -69,3 +74,63 @@ async def test_token_ids_are_accepted_in_place_of_text(serve: Serve) -> None:
 
         assert response.json()["token_ids"] == [40, 41]
         assert api.pipeline.works[0].request.prompt == (40, 41, 42)
+
+
+async def test_an_idle_stream_is_kept_alive_by_comments(serve: Serve) -> None:
+    async with serve(decide=deferred, keep_alive_s=0.05) as api:
+        async with api.client.stream("POST", "/generate", json={"prompt": "x", "stream": True}) as response:
+            received = events(response)
+            names = [(await anext(received)).get("event", "comment") for _ in range(4)]
+        assert names == ["comment", "decision", "comment", "comment"]
+
+
+async def test_a_stream_begins_after_a_keep_alive_period_without_any_news(serve: Serve) -> None:
+    async with serve(keep_alive_s=0.05) as api:
+        await api.bus.resign("planner-1")
+        await api.bus.lead("nobody", 3600.0)  # the pipeline's planner is fenced off
+        async with api.client.stream("POST", "/generate", json={"prompt": "x", "stream": True}) as response:
+            assert response.status_code == 200
+            assert [event.get("comment") async for event in first(events(response), 2)][1] == "keep-alive"
+
+
+async def first(events: AsyncIterator[dict[str, str]], count: int) -> AsyncIterator[dict[str, str]]:
+    for _ in range(count):
+        yield await anext(events)
+
+
+async def test_a_deferred_request_that_is_promoted_tells_both_decisions(serve: Serve) -> None:
+    decided: list[Claim] = []
+
+    def decide(claim: Claim) -> Decision:
+        decided.append(claim)
+        return deferred(claim)
+
+    async with serve(decide=decide) as api:
+        stream = asyncio.create_task(collect(api, {"prompt": "x", "stream": True}))
+        await eventually(lambda: bool(decided))
+        api.pipeline.decide = admitted
+        await api.pipeline.decided(decided[0])
+        received = await stream
+        verdicts = [json.loads(e["data"])["decision"]["verdict"] for e in received if e.get("event") == "decision"]
+        assert verdicts[-1] == "admitted"
+        assert received[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize(("ttft_ms", "attained"), [(60_000.0, True), (1e-6, False)])
+async def test_attainment_is_judged_by_what_the_client_got(serve: Serve, ttft_ms: float, attained: bool) -> None:
+    async with serve(decide=lambda claim: decision(ttft_ms=ttft_ms)) as api:
+        body = (await api.client.post("/generate", json={"prompt": "x y z"})).json()
+        assert body["slo"]["attained"] is attained
+
+
+async def test_best_effort_is_neither_met_nor_missed(api: Api) -> None:
+    body = (await api.client.post("/generate", json={"prompt": "x", "tier": "batch"})).json()
+    assert body["slo"]["attained"] is None
+
+
+async def test_many_streams_at_once_get_their_own_tokens(api: Api) -> None:
+    prompts = [[40 + index, 41 + index, 42 + index] for index in range(40)]
+    answers = await asyncio.gather(*(collect(api, {"prompt_token_ids": prompt, "stream": True}) for prompt in prompts))
+    for prompt, received in zip(prompts, answers, strict=True):
+        tokens = [json.loads(event["data"])["token_ids"] for event in received if event.get("event") == "token"]
+        assert [token for part in tokens for token in part] == prompt

@@ -30,7 +30,7 @@ async def test_a_rejection_is_a_429_with_the_planners_retry_time(serve: Serve, p
         assert response.headers["retry-after"] == "7"
         assert problem["code"] == "slo_not_possible"
         assert problem["decision"]["reason"] == "overload"
-        assert problem["request_id"]
+        assert response.headers["x-request-id"] == problem["request_id"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
