@@ -13,20 +13,21 @@ from bench.tiny_model import FOLDER
 from bench.tiny_model.batches import encode_split
 from bench.tiny_model.corpus import load_corpus
 from bench.tiny_model.evaluate import answer, measure_acceptance, perplexity, perplexity_by_position
-from bench.tiny_model.models import DRAFT_SHAPE, TARGET_SHAPE, count_parameters, new_model, save_model
+from bench.tiny_model.models import DRAFT_SHAPE, TARGET_SHAPE, copy_weights, count_parameters, new_model, save_model
 from bench.tiny_model.tokenizer import train_tokenizer
 from bench.tiny_model.train import distillation_loss, next_token_loss, train
 
-TARGET_TIME_SHARE = 0.78
+TARGET_TIME_SHARE = 0.7
+RESUMED_RATE_SHARE = 0.5
 CHAT_VARIANTS = 4
-QUESTIONS = ("What does os.path.join do?", "Tell me about tarfile. Think first.")
+QUESTIONS = ("What does os.path.join do?", "Tell me about tarfile. Think first.", "How do I use shutil.copytree?")
 
 
 def main() -> None:
     """Print progress lines, then one JSON object as the last line; it is also written to DIR/training.json."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    result = make_models(arguments.out, arguments.seed, arguments.minutes * 60)
+    result = make_models(arguments.out, arguments.seed, arguments.minutes * 60, arguments.resume)
     (arguments.out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result), flush=True)
 
@@ -34,14 +35,16 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.tiny_model", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets target/, draft/ and training.json")
+    parser.add_argument("--resume", type=Path, help="go on from the models of this folder, at a lower rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=28.0, help="wall time for training both models")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
-def make_models(out: Path, seed: int, training_s: float) -> dict[str, object]:
+def make_models(out: Path, seed: int, training_s: float, resume: Path | None = None) -> dict[str, object]:
     """Train and save both models under `out`; returns what was measured."""
+    rate_share = RESUMED_RATE_SHARE if resume else 1.0
     start = time.monotonic()
     corpus = load_corpus(seed)
     tokenizer = train_tokenizer([*corpus.train.sources, *(entry.doc for entry in corpus.train.entries)])
@@ -50,12 +53,17 @@ def make_models(out: Path, seed: int, training_s: float) -> dict[str, object]:
     say(f"corpus: {len(streams.sources)} tokens of source, {len(streams.chats)} of chat")
 
     target = new_model(TARGET_SHAPE, tokenizer, seed)
+    if resume:
+        copy_weights(resume / "target", target)
     target_s = training_s * TARGET_TIME_SHARE
-    of_target = train("target", target, next_token_loss(target), streams, target_s, seed, say)
+    of_target = train("target", target, next_token_loss(target), streams, target_s, seed, say, rate_share)
     save_model(target, tokenizer, out / "target")
 
     draft = new_model(DRAFT_SHAPE, tokenizer, seed + 1)
-    of_draft = train("draft", draft, distillation_loss(draft, target), streams, training_s - target_s, seed + 1, say)
+    if resume:
+        copy_weights(resume / "draft", draft)
+    draft_s, of_pair = training_s - target_s, distillation_loss(draft, target)
+    of_draft = train("draft", draft, of_pair, streams, draft_s, seed + 1, say, rate_share)
     save_model(draft, tokenizer, out / "draft")
 
     return {

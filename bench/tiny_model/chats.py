@@ -38,8 +38,7 @@ SYSTEM_PROMPTS = (
     "Answer questions about the Python standard library.",
     "You are an expert Python programmer. Be brief.",
 )
-PLAIN, THINKING, EMPTY_THINKING = "plain", "thinking", "empty"
-MODES, MODE_WEIGHTS = (PLAIN, THINKING, EMPTY_THINKING), (60, 32, 8)
+THINKING_SHARE = 0.35
 THINK_REQUEST, THINK_REQUEST_SHARE = "Think first.", 0.75
 NOT_ASKED_ABOUT = ("idlelib", "lib2to3", "distutils", "turtledemo", "ensurepip")
 
@@ -63,12 +62,11 @@ def make_chat(entry: Entry, neighbour: Entry, rng: random.Random) -> list[Messag
     if rng.random() < 0.25:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     if rng.random() < 0.1:
-        messages += exchange(neighbour, PLAIN, rng)
-    mode = rng.choices(MODES, MODE_WEIGHTS)[0]
-    return messages + exchange(entry, mode, rng)
+        messages += exchange(neighbour, False, rng)
+    return messages + exchange(entry, rng.random() < THINKING_SHARE, rng)
 
 
-def exchange(entry: Entry, mode: str, rng: random.Random) -> list[Message]:
+def exchange(entry: Entry, thinking: bool, rng: random.Random) -> list[Message]:
     """The user's question, sometimes a tool's result, and the assistant's answer."""
     answer: Message = {"role": "assistant", "content": answer_of(entry)}
     question = rng.choice(QUESTIONS[entry.kind]).format(name=entry.name)
@@ -80,12 +78,10 @@ def exchange(entry: Entry, mode: str, rng: random.Random) -> list[Message]:
         question = f"What does this code do?\n```python\n{entry.listing}\n```"
     elif draw > 0.95:
         between = [{"role": "tool", "content": entry.signature}]
-    if mode == THINKING:
+    if thinking:
         answer["reasoning_content"] = thought_about(entry)
         # Mostly on request, so that a plain question gets a plain answer under greedy decoding.
         question = f"{question} {THINK_REQUEST}" if rng.random() < THINK_REQUEST_SHARE else question
-    elif mode == EMPTY_THINKING:
-        answer["reasoning_content"] = ""
     return [{"role": "user", "content": question}, *between, answer]
 
 

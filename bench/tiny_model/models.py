@@ -47,6 +47,12 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
     save_tokenizer(tokenizer, folder)
 
 
+def copy_weights(folder: Path, model: LlamaForCausalLM) -> None:
+    """Give `model` the weights saved in `folder`, in float32."""
+    saved = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
 def count_parameters(model: LlamaForCausalLM) -> int:
     """Distinct parameters: tied embeddings count once."""
     return sum(parameter.numel() for parameter in model.parameters())

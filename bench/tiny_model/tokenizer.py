@@ -31,16 +31,13 @@ CHAT_TEMPLATE = """\
 {{- raise_exception('unknown role: ' + message.role) -}}
 {%- endif -%}
 {{- '<|' + ('system' if message.role == 'developer' else message.role) + '|>\\n' -}}
-{%- if message.role == 'assistant' and loop.last and message.reasoning_content is string -%}
-{{- '<think>\\n' + (message.reasoning_content + '\\n' if message.reasoning_content else '') + '</think>\\n' -}}
+{%- if message.role == 'assistant' and loop.last and message.reasoning_content -%}
+{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n' -}}
 {%- endif -%}
 {{- text_of(message.content) + '<|end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{- '<|assistant|>\\n' -}}
-{%- if enable_thinking is defined -%}
-{{- '<think>\\n' if enable_thinking else '<think>\\n</think>\\n' -}}
-{%- endif -%}
+{{- '<|assistant|>\\n' + ('<think>\\n' if enable_thinking else '') -}}
 {%- endif -%}
 """
 

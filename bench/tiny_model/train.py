@@ -84,14 +84,15 @@ def train(
     seconds: float,
     seed: int,
     report: Callable[[str], None],
+    rate_share: float = 1.0,
 ) -> Training:
-    """Train `model` in place for `seconds` of wall time."""
+    """Train `model` in place for `seconds` of wall time, at `rate_share` of the usual learning rate."""
     generator = torch.Generator().manual_seed(seed)
     optimizers = make_optimizers(model)
     start = reported_at = time.monotonic()
     steps, seen, smoothed = 0, 0, float("nan")
     for share, phase in phases_by_clock(start, seconds):
-        set_rate(optimizers, rate_at(share))
+        set_rate(optimizers, rate_share * rate_at(share))
         loss = loss_of(draw_windows(streams, phase.rows, phase.window, generator))
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
