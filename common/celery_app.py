@@ -15,6 +15,7 @@ from kombu import Queue
 from common.keys import Keys
 from common.process import instance_id
 from common.settings import Settings, load_settings
+from common.tasks.metrics import serve_metrics
 from common.telemetry.logs import setup_logging
 from common.telemetry.tracing import setup_tracing, shutdown_tracing
 
@@ -97,6 +98,12 @@ def _schedule(settings: Settings) -> dict[str, Any]:
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _logs(**_: Any) -> None:
     setup_logging(settings, SERVICE)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _ready(**_: Any) -> None:
+    if settings.celery_metrics_port:
+        serve_metrics(settings)
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -7,7 +7,7 @@ from redis import Redis
 from common.celery_app import BATCHES, ROUTINE, make_app
 from common.keys import Keys
 from common.settings import Settings
-from tests.common.tasks.celery_process import celery
+from tests.common.tasks.celery_process import celery, left_in
 
 WORKER = ("worker", "--pool", "prefork", "--without-gossip", "--without-mingle")
 
@@ -51,7 +51,7 @@ async def test_a_worker_refuses_pickle_answers_inspect_and_ends_on_sigterm(redis
     app = make_app(Settings(redis_url=redis_url))
     touched = tmp_path / "touched"
     with app.connection_for_write() as connection:
-        body = ((), {}, {"evil": Touch(touched)})
+        body: tuple[object, ...] = ((), {}, {"evil": Touch(touched)})
         headers = {"task": "sweep_offline", "id": "1", "lang": "py", "argsrepr": "", "kwargsrepr": ""}
         producer = connection.Producer()
         producer.publish(
@@ -73,9 +73,9 @@ async def test_a_worker_refuses_pickle_answers_inspect_and_ends_on_sigterm(redis
     done = [entry for entry in worker.entries if entry["event"] == "offline work forgotten"]
     assert len(done) == 2
     assert not touched.exists()
-    keys = [key.decode() for key in Redis.from_url(redis_url).keys("*")]
-    assert all(key.startswith(Keys().celery) for key in keys)
-    assert list(tmp_path.iterdir()) == []
+    with Redis.from_url(redis_url, decode_responses=True) as client:
+        assert all(str(key).startswith(Keys().celery) for key in client.keys("*"))
+    assert left_in(tmp_path) == []
 
 
 async def test_beat_sends_what_is_due_keeps_no_file_and_ends_on_sigterm(redis_url: str, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_beat_sends_what_is_due_keeps_no_file_and_ends_on_sigterm(redis_ur
                 await asyncio.sleep(0.02)
         client.close()
         assert await beat.end() == 0
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 def test_batches_have_a_queue_of_their_own() -> None:

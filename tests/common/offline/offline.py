@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.keys import Keys
 from common.offline.batch import Batch, BatchSpec
@@ -17,7 +17,8 @@ from common.offline.store import Client, connect
 from common.settings import Settings
 
 MODEL = Path(__file__).parents[3] / "bench" / "tiny_model" / "target"
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS: Literal["/v1/completions"] = "/v1/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 WAIT_S = 30.0
 
 

@@ -69,12 +69,22 @@ async def celery(*arguments: str, cwd: Path, **settings: object) -> AsyncIterato
     ours = {f"SLOS_{name}".upper(): str(value) for name, value in settings.items()}
     environment = {**os.environ, **ours, "SLOS_LOG_FORMAT": "json", "PYTHONPATH": str(REPOSITORY)}
     command = (sys.executable, "-m", "celery", "-A", "common.celery_app", *arguments)
-    pipes = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.PIPE}
     started = await asyncio.create_subprocess_exec(
-        *command, cwd=cwd, env=environment, start_new_session=True, limit=2**20, **pipes
+        *command,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+        limit=2**20,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     process = CeleryProcess(started)
     try:
         yield process
     finally:
         await process.end(signal.SIGKILL)
+
+
+def left_in(folder: Path) -> list[str]:
+    """What a process has left in the folder that it ran in."""
+    return [path.name for path in folder.iterdir()]
