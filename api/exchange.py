@@ -9,7 +9,7 @@ from api.delivery import Delivery, Gap, Piece
 from api.intake import Prepared
 from api.relay import Arrival, Waiter
 from common.bus.interface import Submitted
-from common.errors import BusError
+from common.errors import BusError, CodecError
 from common.messages import Decision, End, Frame, Record, Request, State
 from common.telemetry import metrics
 
@@ -114,6 +114,9 @@ class Exchange:
                 return True
         except BusError:
             return False
+        except CodecError:
+            self.fail(End(State.FAILED, "record_lost"))
+            return True
         self._note(before, self.delivery.catch_up(record, self._ingress.clock()))
         return True
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from common.bus.interface import START, IngressBus
-from common.errors import BusError
+from common.bus.interface import START, Cursor, IngressBus
+from common.errors import SlosError
 from common.messages import Reply
 from common.telemetry.logs import get_logger
 
@@ -78,24 +78,28 @@ class Relay:
         """Read for ever. An outage loses nothing: the cursor stays, and reading goes on where it stopped."""
         cursor = START
         failures = 0
-        while True:
-            try:
-                # the first read after an outage does not wait, so that readiness is known at once
-                block_s = BLOCK_S if self.reading.is_set() else FIRST_BLOCK_S
-                cursor, replies = await self._bus.replies(self.api, cursor, block_s)
-            except BusError as error:
-                self.reading.clear()
-                if failures == 0:
-                    log.warning("the queue does not answer; waiting for it", error=type(error).__name__)
-                await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-                failures += 1
-                continue
-            if failures:
-                log.info("the queue answers again")
-            failures = 0
-            self.reading.set()
-            now_s = self._clock()
-            for reply in replies:
-                waiter = self._waiters.get(reply.id)
-                if waiter is not None:
-                    waiter.put(reply, now_s)
+        try:
+            while True:
+                try:
+                    cursor = await self._read(cursor)
+                    failures = 0
+                except SlosError as error:
+                    self.reading.clear()
+                    if failures == 0:
+                        log.warning("the queue does not answer; waiting for it", error=type(error).__name__)
+                    await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                    failures += 1
+        finally:
+            self.reading.clear()
+
+    async def _read(self, cursor: Cursor) -> Cursor:
+        # the first read after an outage does not wait, so that readiness is known at once
+        block_s = BLOCK_S if self.reading.is_set() else FIRST_BLOCK_S
+        cursor, replies = await self._bus.replies(self.api, cursor, block_s)
+        self.reading.set()
+        now_s = self._clock()
+        for reply in replies:
+            waiter = self._waiters.get(reply.id)
+            if waiter is not None:
+                waiter.put(reply, now_s)
+        return cursor
