@@ -61,8 +61,8 @@ class Compose:
         (self.folder / "override.yml").write_text(json.dumps({"services": services}))
 
     def build(self) -> None:
-        """Build all images."""
-        self._call("build", shown=True)
+        """Build both images; services share them."""
+        self._call("build", "api", "prefill_worker", shown=True)
 
     def up(self, **scale: int) -> None:
         """Start everything."""
