@@ -48,11 +48,19 @@ ROUTES: dict[str, type[BaseModel]] = {
 }
 
 
+VALID: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "x"},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+}
+
+
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     path = draw(st.sampled_from(sorted(ROUTES)))
-    names = draw(st.lists(st.sampled_from([*ROUTES[path].model_fields, "unknown"]), max_size=5, unique=True))
-    body = {name: draw(st.one_of(LIKELY.get(name, JSON), JSON)) for name in names}
+    names = draw(st.lists(st.sampled_from([*ROUTES[path].model_fields, "unknown"]), max_size=3, unique=True))
+    body = VALID[path] if draw(st.booleans()) else {}
+    body = body | {name: draw(st.one_of(LIKELY.get(name, st.none()), JSON)) for name in names}
     return path, json.dumps(body).encode()
 
 
