@@ -44,7 +44,7 @@ def check_internals() -> None:
             "update_connector_output",
             "set_xfer_handshake_metadata_pp_aware",
         ),
-        NixlPullConnectorWorker: ("_ensure_handshake",),
+        NixlPullConnectorWorker: ("_ensure_handshake", "_get_new_notifs"),
         base_worker: ("nixl_agent_config",),
     }
     missing = [
@@ -63,6 +63,7 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._lease_s = float(extra["kv_lease_duration"])
         self._released: set[str] = set()
+        self._sent: set[str] = set()
         self._pulls: dict[str, tuple[int, float]] = {}
         if role is KVConnectorRole.SCHEDULER:
             self._writer = writer_of(vllm_config)
@@ -131,6 +132,8 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """Report released KV as sent, so that the scheduler frees it."""
         results = super().get_transfer_results(finished_req_ids)
+        results.finished_sending.update(self._sent)
+        self._sent.clear()
         while self._released:
             request_id = self._released.pop()
             worker = self.connector_worker
@@ -147,6 +150,10 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
     def release_job(self, prefix: str) -> None:
         """Free what requests whose id begins so hold; for those that were aborted this does nothing."""
         self._released.update(name for name in self.connector_worker._reqs_to_process if name.startswith(prefix))
+
+    def progress(self) -> None:
+        """Let NIXL move data between steps; pulls that it reports are passed on with the next step."""
+        self._sent.update(self.connector_worker._get_new_notifs())
 
     def introduce(self, peer: Mapping[str, Any]) -> None:
         """Shake hands in the background; a failure costs nothing, the pull tries again."""
@@ -167,6 +174,10 @@ class WorkerExtension:
     def slos_release_job(self, prefix: str) -> None:
         """See :meth:`GuardedNixl.release_job`."""
         get_kv_transfer_group().release_job(prefix)
+
+    def slos_progress(self) -> None:
+        """See :meth:`GuardedNixl.progress`."""
+        get_kv_transfer_group().progress()
 
     def slos_introduce(self, peer: Mapping[str, Any]) -> None:
         """See :meth:`GuardedNixl.introduce`."""

@@ -16,6 +16,7 @@ from common.engine.interface import Facts, Job, Load, Output
 from common.engine.simulated import DEFAULT_LATENCY
 from common.engine.vllm_jobs import Attempt, attempt_for, sampling_params, translated
 from common.engine.vllm_notes import Observations
+from common.engine.vllm_release import Releases
 from common.errors import EngineDead, EngineError
 from common.latency_model import LatencyModel
 from common.messages import HandOff, Sampling, StepSample
@@ -58,7 +59,7 @@ class VllmEngine:
         self._llm: Any = None
         self._facts: Facts | None = None
         self._eos: frozenset[int] = frozenset()
-        self._releases: set[asyncio.Future[None]] = set()
+        self._releases = Releases(self._call)
         self._closed = False
 
     async def start(self) -> Facts:
@@ -105,8 +106,7 @@ class VllmEngine:
     async def release(self, hand_off: HandOff) -> None:
         """Free a hand-off's KV; one that is gone already is fine."""
         self._alive()
-        with translated():
-            await self._llm.collective_rpc("slos_release", args=(hand_off.kv["remote_request_id"],))
+        await self._releases.release(str(hand_off.kv["remote_request_id"]))
 
     async def introduce(self, peer: Mapping[str, Any]) -> None:
         """Shake hands with a peer; its first pull is then nearly as fast as the others.
@@ -115,18 +115,16 @@ class VllmEngine:
         """
         if peer.get("fingerprint") != self._alive().fingerprint or peer["engine"] == self._id:
             return
-        with translated(), contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HANDSHAKE_S):
-                await self._llm.collective_rpc("slos_introduce", args=(dict(peer),))
+                await self._call("slos_introduce", dict(peer))
                 while peer["engine"] not in await self.peers():
                     await asyncio.sleep(_POLL_S)
 
     async def peers(self) -> frozenset[str]:
         """Names of the engines that this one has shaken hands with, as in their :meth:`address`."""
         self._alive()
-        with translated():
-            known = await self._llm.collective_rpc("slos_peers")
-        return frozenset(name for names in known for name in names)
+        return frozenset(name for names in await self._call("slos_peers") for name in names)
 
     def address(self) -> Mapping[str, Any]:
         """Where this engine's NIXL agent answers handshakes."""
@@ -172,6 +170,7 @@ class VllmEngine:
         if llm is not None:
             from common.engine.vllm_scheduler import stop
 
+            await self._releases.close()
             await stop(llm)
 
     def _build(self) -> Facts:
@@ -224,7 +223,7 @@ class VllmEngine:
                         first = False
         finally:
             if attempt.held and finish is None and hand_off is None:
-                self._release_lost(f"{job.id}-{key}-")
+                self._releases.release_job(f"{job.id}-{key}-")
 
     async def _results(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Any, None]:
         """vLLM's results; a pull that hangs is given up, and what it was for is recomputed."""
@@ -248,17 +247,6 @@ class VllmEngine:
             if not pending.done():
                 pending.cancel()
                 await asyncio.wait({pending})
-
-    def _release_lost(self, prefix: str) -> None:
-        """Free KV of a job that was cancelled after its prefill, when its hand-off had not been taken yet."""
-
-        async def release() -> None:
-            with contextlib.suppress(Exception):  # an engine that is gone holds nothing
-                await self._llm.collective_rpc("slos_release_job", args=(prefix,))
-
-        task = asyncio.ensure_future(release())
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
 
     def _recompute(self, job: Job, key: int) -> Attempt:
         self._observations.recomputed(key)
@@ -289,6 +277,11 @@ class VllmEngine:
         return None, HandOff(
             self._id, kv, int(kv["remote_num_tokens"]), expires_s - self._settings.kv_lease_s, expires_s
         )
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of :class:`common.engine.nixl.WorkerExtension`."""
+        with translated():
+            return await self._llm.collective_rpc(method, args=arguments)
 
     def _alive(self) -> Facts:
         if self._closed or (self._llm is not None and self._llm.errored):

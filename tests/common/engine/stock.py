@@ -30,7 +30,9 @@ HISTORY_JOBS = [
 Reference = dict[tuple[Tokens, Sampling], Tokens]
 FAULT_JOBS = {
     name: make_job(make_prompt(200, seed=number), GREEDY)
-    for number, name in enumerate(("late", "other blocks", "hangs", "introduced", "strange", "consumer"), start=70)
+    for number, name in enumerate(
+        ("late", "other blocks", "hangs", "introduced", "strange", "consumer", "stuck"), start=70
+    )
 }
 LONGER_BY = (25, 24 + BLOCK, 70)
 LONGER_JOBS = {have: make_job(make_prompt(200, seed=have), replace(GREEDY, max_tokens=74)) for have in LONGER_BY}

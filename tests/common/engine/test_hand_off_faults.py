@@ -96,3 +96,20 @@ async def test_a_consumer_dead_before_the_pull_leaves_the_producers_blocks_free(
     await until(producer.free)
     await doomed.engine.close()
     vllm_pool.forget("doomed")
+
+
+async def test_a_first_pull_cancelled_while_its_producer_is_stuck_leaves_no_blocks_behind(vllm_pool: VllmPool) -> None:
+    producer = await vllm_pool.get("producer")
+    stranger = await vllm_pool.get("stranger")
+    job = FAULT_JOBS["stuck"]
+    first = await prefill(producer, job)
+    assert first.hand_off is not None
+    async with vllm_pool.stalled_pulls():
+        task = asyncio.create_task(decode(stranger, job, first))
+        await until(lambda: not stranger.free())
+        task.cancel()
+        await asyncio.wait({task})
+    await producer.engine.release(first.hand_off)
+    await until(producer.free)
+    await until(stranger.free)
+    await vllm_pool.make_room(1)

@@ -1,0 +1,284 @@
+"""The batch policy inside vLLM's scheduler: it decides who is computed and how much, vLLM does the rest.
+
+Part of the file family that touches vLLM's internals. The last word on every token count is vLLM's hook
+``_reserve_prefill_lookahead``; order is that of ``running`` and ``waiting``. Whatever the policy raises, the step is
+scheduled as stock vLLM does, and counted.
+"""
+
+import inspect
+import logging
+import time
+from collections import Counter
+from math import inf
+from typing import Any
+
+import numpy as np
+import vllm
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
+
+from common.batching import Batch, BatchState, Columns, Former, form_batch, warm_up
+from common.engine.promises import Promise
+from common.engine.simulated import DEFAULT_LATENCY
+from common.engine.vllm_scheduler import EXTRA, Observed, terms_of
+from common.errors import EngineError
+from common.speculation import Acceptance, Tier, draft_lengths
+
+_HOOK = "_reserve_prefill_lookahead"
+_HOOK_ARGUMENTS = ["self", "request", "num_computed_tokens", "num_new_tokens"]
+_QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+_LOGGED_ERRORS = 10
+_REPLAN_DRAFTS = 16
+_SPARE_PROMISES = 64
+
+_log = logging.getLogger(__name__)
+
+
+def check_internals() -> None:
+    """Raise EngineError if this vLLM lacks anything that the policy relies on."""
+    needed = (_HOOK, "_preempt_request", "_request_blocks_can_be_freed", "_update_after_schedule")
+    missing = [name for name in needed if not hasattr(Scheduler, name)]
+    if not missing and list(inspect.signature(getattr(Scheduler, _HOOK)).parameters) != _HOOK_ARGUMENTS:
+        missing.append(f"{_HOOK} with its arguments")
+    if not missing and inspect.getsource(Scheduler.schedule).count(f"self.{_HOOK}(") != 2:
+        missing.append(f"{_HOOK} in both loops of schedule")
+    if missing:
+        text = f"vLLM {vllm.__version__} can't follow the batch policy: it lacks {', '.join(missing)}"
+        raise EngineError(f"{text}; set batch_policy to stock, or use 0.32")
+
+
+class Planned(Observed):
+    """Mixin over vLLM's schedulers that forms batches by :func:`common.batching.form_batch`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._promises: dict[str, Promise] = {}
+        self._grants: dict[str, int] | None = None
+        self._holding: frozenset[str] = frozenset()
+        self._credit_tokens = 0.0
+        self._latency = DEFAULT_LATENCY
+        self._busy_until_s = 0.0
+        self._errors = self._preempted = 0
+        self._acceptance: dict[str, Acceptance] = {}
+        self._lengths: dict[str, int] = {}
+        self._drafts_planned: tuple[Any, ...] = ()
+        self._steps = 0
+        super().__init__(*args, **kwargs)
+        options = self.vllm_config.additional_config[EXTRA]  # type: ignore[attr-defined] # of the scheduler below
+        self._former = Former(margin=options["margin"], share=options["share"])
+        self._hop_s = float(options["hop_s"])
+        _check_instance(self)
+        warm_up()
+
+    # vLLM's verbs
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan, and let vLLM schedule what is planned; without a plan, as stock vLLM does."""
+        started_s = time.perf_counter()
+        held: list[Any] = []
+        try:
+            batch = self._plan()
+            held = self._arrange(batch)
+        except Exception:
+            self._failed()
+        self._plan_s = time.perf_counter() - started_s
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self._grants = None
+            self.waiting.extend(held)
+
+    def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM's last word on a request's tokens, and ours; what holds pulled KV or is padded is left alone."""
+        tokens = num_new_tokens
+        if self._grants is not None and not self._untouchable(request, num_computed_tokens, num_new_tokens):
+            tokens = min(tokens, self._grants.get(request.request_id, 0))
+        return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, tokens))  # type: ignore[misc]
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        if self._lengths or not self.num_spec_tokens:  # type: ignore[attr-defined]
+            longest = max(self._lengths.values(), default=0)
+            scheduler_output.num_spec_tokens_to_schedule = min(longest, scheduler_output.num_spec_tokens_to_schedule)
+        super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Update as vLLM does, and count the new tokens towards their deadlines."""
+        result = super().update_from_output(scheduler_output, model_runner_output)
+        now_s = time.time()
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        padded = {new.req_id for new in scheduler_output.scheduled_new_reqs} if drafts else frozenset()
+        for outputs in result.values():
+            for output in outputs.outputs:
+                promise = self._promises.get(output.request_id)
+                if promise is None or not output.new_token_ids:
+                    continue
+                promise.advance(output.new_token_ids, now_s)
+                drafted = len(drafts.get(output.request_id, ()))
+                if drafted and output.finish_reason is None and output.request_id not in padded:
+                    known = self._acceptance.get(promise.tier, Acceptance())
+                    self._acceptance[promise.tier] = known.observe(drafted, len(output.new_token_ids) - 1)
+        if len(self._promises) > len(self.requests) + _SPARE_PROMISES:  # type: ignore[attr-defined]
+            self._promises = {id_: p for id_, p in self._promises.items() if id_ in self.requests}  # type: ignore[attr-defined]
+        return result
+
+    def add_request(self, request: Any) -> None:
+        """Add, with its promise."""
+        self._promises[request.request_id] = Promise.of(terms_of(request), time.time(), self._hop_s)
+        super().add_request(request)
+
+    # from vLLM to a plan
+
+    def _plan(self) -> Batch:
+        scheduler: Any = self
+        self._steps += 1
+        self._latency = self._writer.model() or self._latency
+        now_s = max(time.time(), self._busy_until_s if self._in_flight else 0.0)
+        loaded = [r for r in scheduler.kv_holding_waiting if self._is_loaded(r)]
+        self._holding = frozenset(r.request_id for r in loaded)
+        queued = [r for r in scheduler.waiting if r.status in _QUEUED]
+        columns = self._columns([*scheduler.running, *loaded, *queued], len(scheduler.running) + len(loaded))
+        free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if scheduler.num_spec_tokens:
+            self._limit_drafts(columns, free_blocks, now_s)
+        state = BatchState(
+            columns=columns,
+            latency=self._latency,
+            free_blocks=free_blocks,
+            block_size=scheduler.block_size,
+            max_tokens=scheduler.max_num_scheduled_tokens,
+            max_seqs=scheduler.max_num_running_reqs,
+            lookahead_tokens=scheduler.num_lookahead_tokens,
+            credit_tokens=self._credit_tokens,
+            former=self._former,
+        )
+        batch = form_batch(state, now_s)
+        self._credit_tokens = batch.credit_tokens
+        self._busy_until_s = now_s + batch.seconds
+        return batch
+
+    def _columns(self, requests: list[Any], running: int) -> Columns:
+        """Candidates in vLLM's order; what runs or has its KV comes first."""
+        promises = [self._promises[r.request_id] for r in requests]
+        ahead = np.array([r.num_output_placeholders for r in requests], dtype=np.int64)
+        computed = np.array([r.num_computed_tokens for r in requests], dtype=np.int64)
+        known = np.array([r.num_tokens for r in requests], dtype=np.int64)
+        tpot_s = np.array([p.tpot_s for p in promises])
+        due_s = np.array([p.due_s for p in promises])
+        if ahead.any():  # a step in flight has these sequences' next tokens; planned are those after
+            due_s = np.where(np.isfinite(due_s), due_s + tpot_s * (ahead > 0), due_s)
+        count = len(requests)
+        is_running = np.arange(count) < running
+        remote = np.zeros(count, dtype=np.bool_)
+        for index in range(running, count):
+            transfer = requests[index].kv_transfer_params
+            remote[index] = bool(transfer and transfer.get("do_remote_prefill"))
+        drafts = np.zeros(count, dtype=np.int64)
+        if self.num_spec_tokens:  # type: ignore[attr-defined]
+            drafts[:] = [len(r.spec_token_ids) for r in requests]
+        return Columns(
+            ids=[r.request_id for r in requests],
+            todo_tokens=np.maximum(known + ahead - computed, 0),
+            context_tokens=computed,
+            arrival_s=np.array([p.arrival_s for p in promises]),
+            due_s=due_s,
+            tpot_s=tpot_s,
+            checked_in=np.array([p.checked_in for p in promises], dtype=np.int64),
+            drafts=drafts,
+            promised=np.isfinite(due_s),
+            running=is_running,
+            remote=remote,
+        )
+
+    def _is_loaded(self, request: Any) -> bool:
+        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+            return request.request_id in self.finished_recving_kv_req_ids  # type: ignore[attr-defined]
+        return request.status in _QUEUED
+
+    # from a plan to vLLM
+
+    def _arrange(self, batch: Batch) -> list[Any]:
+        """Preempt, sort, and return the queued requests that are to wait; from here on the plan binds."""
+        scheduler: Any = self
+        rank = {id_: number for number, id_ in enumerate(batch.tokens)}
+        last = len(rank)
+        promises = self._promises
+        order = sorted(
+            scheduler.running,
+            key=lambda r: (rank.get(r.request_id, last), promises[r.request_id].due_s, promises[r.request_id].arrival_s),
+        )
+        chosen = [r for r in scheduler.waiting if r.request_id in rank or r.status not in _QUEUED]
+        chosen.sort(key=lambda r: rank.get(r.request_id, last))
+        held = [r for r in scheduler.waiting if r.request_id not in rank and r.status in _QUEUED]
+        scheduler.running[:] = order
+        for request in [r for r in order if r.request_id in batch.preempt]:
+            if scheduler._request_blocks_can_be_freed(request):
+                scheduler.running.remove(request)
+                scheduler._preempt_request(request, time.monotonic(), drop_stale_output=scheduler.requires_kv_delivery)
+                held.append(request)
+                self._preempted += 1
+        scheduler.waiting = FCFSRequestQueue(chosen)
+        self._grants = dict(batch.tokens)
+        return held
+
+    def _untouchable(self, request: Any, computed_tokens: int, new_tokens: int) -> bool:
+        if request.status == RequestStatus.RUNNING:
+            return False
+        padded = new_tokens > request.num_tokens - computed_tokens
+        return padded or request.num_computed_tokens > 0 or request.request_id in self._holding
+
+    def _failed(self) -> None:
+        self._errors += 1
+        self._grants = None
+        if self._errors <= _LOGGED_ERRORS:
+            _log.exception("the batch policy failed, vLLM schedules this step")
+
+    def _exports(self) -> dict[str, float]:
+        return {"policy_errors": self._errors, "preempted": self._preempted, "plan_s": self._plan_s}
+
+    _plan_s = 0.0
+
+    # speculation
+
+    def _limit_drafts(self, columns: Columns, free_blocks: int, now_s: float) -> None:
+        """Choose lengths now and then, or when prompts begin or end to wait, and cut present drafts to them."""
+        decoding = columns.running & (columns.todo_tokens <= 1)
+        prompts_wait = bool((~decoding & (columns.promised | ~columns.promised.any())).any())
+        tiers = [self._promises[id_].tier for id_ in columns.ids]
+        decoders = np.flatnonzero(decoding).tolist()
+        sizes = Counter(tiers[index] for index in decoders)
+        planned = (prompts_wait, tuple(sizes), self._steps // _REPLAN_DRAFTS)
+        if planned != self._drafts_planned:
+            self._drafts_planned = planned
+            context: Counter[str] = Counter()
+            for index in decoders:
+                context[tiers[index]] += int(columns.context_tokens[index])
+            distances = columns.due_s[decoding] - now_s
+            ahead = distances[np.isfinite(distances) & (distances > 0)]
+            scheduler: Any = self
+            self._lengths = draft_lengths(
+                {name: Tier(size, context[name], self._acceptance.get(name, Acceptance())) for name, size in sizes.items()},
+                self._latency,
+                prompts_wait=prompts_wait,
+                kv_used=1 - free_blocks / scheduler.kv_cache_manager.block_pool.num_gpu_blocks,
+                budget_s=float(ahead.min()) if len(ahead) else inf,
+                most=scheduler.num_spec_tokens,
+            )
+        longest = np.array([self._lengths.get(name, 0) for name in tiers], dtype=np.int64)
+        np.minimum(columns.drafts, np.where(decoding, longest, 0), out=columns.drafts)
+
+
+def _check_instance(scheduler: Any) -> None:
+    needed = "running waiting kv_holding_waiting finished_recving_kv_req_ids requests block_size num_lookahead_tokens "
+    needed += "max_num_running_reqs max_num_scheduled_tokens num_spec_tokens requires_kv_delivery"
+    missing = [name for name in needed.split() if not hasattr(scheduler, name)]
+    if missing or not isinstance(scheduler.waiting, FCFSRequestQueue):
+        raise EngineError(f"vLLM's scheduler lacks {', '.join(missing) or 'first-come-first-served queues'}")
+
+
+class PlannedScheduler(Planned, Scheduler):  # type: ignore[misc] # vLLM is not typed for us
+    """For engines that wait for a step before they plan the next."""
+
+
+class PlannedAsyncScheduler(Planned, AsyncScheduler):  # type: ignore[misc] # vLLM is not typed for us
+    """For engines that plan a step while the one before runs."""
