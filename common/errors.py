@@ -13,7 +13,8 @@
     │   ├── EngineRefused          the input is not acceptable to this engine
     │   └── HandOffExpired         the KV cache of a hand-off may no longer be read
     ├── ProfileError               a latency profile that can't be used
-    └── TiersError                 a tiers file that can't be used
+    ├── TiersError                 a tiers file that can't be used
+    └── WorkloadError              a workload or trace file that can't be used
 
 Across a process boundary an error is a message (:class:`common.messages.End`), never an exception.
 """
@@ -73,3 +74,7 @@ class ProfileError(SlosError):
 
 class TiersError(SlosError):
     """A tiers file is malformed."""
+
+
+class WorkloadError(SlosError):
+    """A workload or trace file is malformed; the message names the line and the field."""

@@ -1,0 +1,94 @@
+"""When requests arrive: arrival processes, each a function of rate, duration and a seeded generator.
+
+All return ascending times in seconds, below the duration.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def poisson(rate: float, seconds: float, rng: np.random.Generator) -> Floats:
+    """Independent arrivals at ``rate`` per second."""
+    return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
+
+
+def gamma(rate: float, seconds: float, cv: float, rng: np.random.Generator) -> Floats:
+    """A renewal process whose gaps have the given coefficient of variation."""
+    shape = 1 / cv**2
+    count = int(rate * seconds * 1.5 + 20 * cv**2 + 20)
+    times = rng.exponential(1 / rate) + np.cumsum(rng.gamma(shape, 1 / (rate * shape), count))
+    return times[times < seconds]
+
+
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """On and off phases of these mean lengths (exponential), Poisson in each, so that gaps have this CV in all.
+
+    The rates of the phases follow from the CV. Where phases are too short for it at a low rate, nothing arrives in
+    off phases and both are lengthened in proportion.
+    """
+
+    cv: float = 3.0
+    on_s: float = 2.0
+    off_s: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not (self.cv > 1 and self.on_s > 0 and self.off_s > 0):
+            raise ValueError("bursts need a CV above 1 and phases of some length")
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Rates and mean lengths of on and off phases."""
+
+    on_rate: float
+    off_rate: float
+    on_s: float
+    off_s: float
+
+    @property
+    def cv(self) -> float:
+        """Coefficient of variation of the gaps of this Markov-modulated Poisson process."""
+        share = np.array([self.on_s, self.off_s]) / (self.on_s + self.off_s)
+        rates = np.array([self.on_rate, self.off_rate])
+        mean_rate = float(share @ rates)
+        leave = np.array([1 / self.on_s, 1 / self.off_s])
+        inverse = np.linalg.inv(np.diag(rates + leave) - np.array([[0, leave[0]], [leave[1], 0]]))
+        second = 2 * float((share * rates / mean_rate) @ inverse @ inverse @ np.ones(2))
+        return math.sqrt(max(0.0, second * mean_rate**2 - 1))
+
+
+def phases_of(rate: float, bursts: Bursts) -> Phases:
+    """Phases that give bursts of the wanted CV at this mean rate."""
+    on_share = bursts.on_s / (bursts.on_s + bursts.off_s)
+
+    def phases(off: float, stretch: float = 1.0) -> Phases:
+        on_rate = rate * (1 - (1 - on_share) * off) / on_share
+        return Phases(on_rate, rate * off, bursts.on_s * stretch, bursts.off_s * stretch)
+
+    if phases(0.0).cv <= bursts.cv:  # Kuczura's interrupted Poisson process: cv^2 = 1 + 2*rate*cycle*(1 - on)^2
+        cycle_s = (bursts.cv**2 - 1) / (2 * rate * (1 - on_share) ** 2)
+        return phases(0.0, max(1.0, cycle_s / (bursts.on_s + bursts.off_s)))
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if phases(middle).cv > bursts.cv else (low, middle)
+    return phases(low)
+
+
+def bursty(rate: float, seconds: float, bursts: Bursts, rng: np.random.Generator) -> Floats:
+    """On and off phases, beginning in either by its share."""
+    phases = phases_of(rate, bursts)
+    on = rng.random() < phases.on_s / (phases.on_s + phases.off_s)
+    start_s, parts = 0.0, list[Floats]()
+    while start_s < seconds:
+        length_s = rng.exponential(phases.on_s if on else phases.off_s)
+        end_s = min(seconds, start_s + length_s)
+        parts.append(start_s + poisson(phases.on_rate if on else phases.off_rate, end_s - start_s, rng))
+        start_s, on = end_s, not on
+    return np.concatenate(parts)
