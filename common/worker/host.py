@@ -270,7 +270,7 @@ class WorkerHost:
         finally:
             report.job(job, self.id, self._clock())
             if job.times.dropped_hand_off and job.work.hand_off is not None:
-                await self._give_up(job.work, job.work.hand_off)
+                await self._give_up(job.work)
 
     async def _hand_off(self, work: Work) -> None:
         assert work.hand_off is not None
@@ -287,10 +287,12 @@ class WorkerHost:
         if kept is not None:
             await self._engine.release(kept)
 
-    async def _give_up(self, work: Work, hand_off: HandOff) -> None:
+    async def _give_up(self, work: Work) -> None:
         """Tell the producer that nobody will pull."""
-        with contextlib.suppress(BusError):
-            await self._bus.send(hand_off.producer, Cancel(work.request.id, work.attempt, "hand_off_dropped"))
+        producer = work.decision.prefill_worker
+        if producer is not None:
+            with contextlib.suppress(BusError):
+                await self._bus.send(producer, Cancel(work.request.id, work.attempt, "hand_off_dropped"))
 
 
 def stages(text: str) -> tuple[Stage, ...]:
