@@ -76,7 +76,7 @@ def _predicted(t: Table, tokens: float, seqs: float, kv: float, attended: float,
 
 @compiled
 def _distance(t: Table, i: int) -> float:
-    return (t.rows.due[i] - t.now_s) * (1 - t.margin)
+    return float((t.rows.due[i] - t.now_s) * (1 - t.margin))
 
 
 @compiled

@@ -168,7 +168,8 @@ class Work:
     """admission -> prefill worker (``hand_off`` is None), then prefill worker -> decode worker.
 
     ``generated`` are the tokens that the client already has: after a re-dispatch they are part of the prompt.
-    A worker that finds itself as ``decision.decode_worker`` keeps the request to its end.
+    A worker that finds itself as ``decision.decode_worker`` keeps the request to its end. ``first_token_s`` is when
+    the first of ``generated`` was sent, where that is known.
     """
 
     request: Request
@@ -177,6 +178,7 @@ class Work:
     generated: Tokens = ()
     hand_off: HandOff | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
+    first_token_s: float | None = None
 
 
 @message

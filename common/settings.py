@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     kv_lease_s: float = Field(30.0, gt=1, description="how long a producer keeps KV for a pull")
     kv_pull_timeout_s: float = Field(5.0, gt=0, description="a KV pull that takes longer is given up and recomputed")
     enforce_eager: bool | None = Field(None, description="run the model uncompiled; default: only on CPU")
+    batch_policy: Literal["slo", "stock"] = Field("slo", description="who forms batches: token deadlines, or vLLM")
+    batch_margin: float = Field(0.1, ge=0, lt=1, description="share of each deadline's distance left free in batches")
+    best_effort_share: float = Field(0.05, ge=0, le=1, description="least share of tokens that best effort gets")
+    speculation: Literal["off", "ngram", "draft"] = Field("off", description="how tokens are drafted")
+    speculation_tokens: int = Field(5, ge=1, le=10, description="longest draft")
     profile_dir: Path = Field(Path(".cache/profiles"), description="where latency profiles are kept")
 
     # workers

@@ -1,7 +1,8 @@
 """What the engine core tells the worker each step, through shared memory: a state record and a ring of events.
 
-A write costs a few microseconds and never waits for the reader. The state is guarded by a sequence lock, an
-event by its serial number; a reader that is too slow loses the oldest events.
+The other way goes the latency model that the core plans with. A write costs a few microseconds and never waits for
+the reader. State and model are guarded by sequence locks, an event by its serial number; a reader that is too slow
+loses the oldest events.
 """
 
 import mmap
@@ -13,13 +14,18 @@ from dataclasses import astuple, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
-_STATE = struct.Struct("<Q8d")
+from common.latency_model import LatencyModel, Piece
+
+_STATE = struct.Struct("<Q11d")
 _HEAD = struct.Struct("<Q")
 _EVENT = struct.Struct("<QQQ6d")
 _HEAD_AT = _STATE.size
 _EVENTS_AT = 128
 _SLOTS = 4096
-_BYTES = _EVENTS_AT + _SLOTS * _EVENT.size
+_MODEL_AT = _EVENTS_AT + _SLOTS * _EVENT.size
+_PIECES = 8
+_MODEL = struct.Struct(f"<{3 + 3 * _PIECES}d")
+_BYTES = _MODEL_AT + 2 * _HEAD.size + _MODEL.size
 _ATTEMPTS = 1000
 
 
@@ -42,7 +48,11 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CoreState:
-    """The engine core as of its last step; ``held`` are finished requests whose KV waits to be pulled."""
+    """The engine core as of its last step; ``held`` are finished requests whose KV waits to be pulled.
+
+    ``policy_errors`` counts steps that stock vLLM scheduled because the batch policy failed, ``preempted`` what the
+    policy has preempted, and ``plan_s`` is how long it took last.
+    """
 
     running: float = 0
     running_tokens: float = 0
@@ -52,6 +62,9 @@ class CoreState:
     held: float = 0
     step_s: float = 0
     nixl_port: float = 0
+    policy_errors: float = 0
+    preempted: float = 0
+    plan_s: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,19 @@ class Writer:
         self._state = CoreState()
         self._sequence = 0
         self._serial = 0
+        self._model = 0
+
+    def model(self) -> LatencyModel | None:
+        """The latency model that the worker told last; None if there is none since the last call."""
+        before, count = struct.unpack_from("<QQ", self._map, _MODEL_AT)
+        if before == self._model or before % 2:
+            return None
+        values = _MODEL.unpack_from(self._map, _MODEL_AT + 2 * _HEAD.size)
+        if _HEAD.unpack_from(self._map, _MODEL_AT)[0] != before:
+            return None
+        self._model = before
+        pieces = tuple(Piece(*values[3 + 3 * n : 6 + 3 * n]) for n in range(count))
+        return LatencyModel(pieces, *values[:3])
 
     def update(self, **changes: float) -> None:
         """Replace fields of the state; see :class:`CoreState`."""
@@ -100,6 +126,19 @@ class Reader:
         os.close(handle)
         self._map = _mapped(self.path)
         self._serial = 0
+        self._told = 0
+
+    def tell(self, model: LatencyModel) -> None:
+        """Give the core the latency model to plan with; of a roofline of more than eight pieces the first eight."""
+        pieces = model.pieces[:_PIECES]
+        values = [value for piece in pieces for value in (piece.k_token, piece.k_draft, piece.base)]
+        padding = [0.0] * (3 * _PIECES - len(values))
+        self._told += 2
+        struct.pack_into("<QQ", self._map, _MODEL_AT, self._told - 1, len(pieces))
+        _MODEL.pack_into(
+            self._map, _MODEL_AT + 2 * _HEAD.size, model.k_seq, model.k_kv, model.k_attn, *values, *padding
+        )
+        _HEAD.pack_into(self._map, _MODEL_AT, self._told)
 
     def unlink(self) -> None:
         """Remove the name; both mappings stay."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from common.codec import Tokens
 from common.latency_model import LatencyModel
 from common.messages import HandOff, Sampling, StepSample
+from common.slo import Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,9 @@ class Job:
 
     ``generated`` are output tokens that exist already; the engine continues after them and never repeats them.
     ``hand_off`` says where the KV of prompt and generated tokens can be pulled. With ``keep_kv`` the job ends
-    after one token and its KV waits for a consumer. ``due_s``, ``tpot_s`` and ``tier`` are the promise, None
-    where there is none.
+    after one token and its KV waits for a consumer. ``objective`` is the promise, None where there is none;
+    ``first_token_s`` is when the first of ``generated`` came, if known, and ``thinking_end`` the token that ends a
+    reasoning model's thinking. Of what is not promised the earliest ``arrival_s`` goes first.
     """
 
     id: str
@@ -30,8 +32,10 @@ class Job:
     hand_off: HandOff | None = None
     keep_kv: bool = False
     tier: str = ""
-    due_s: float | None = None
-    tpot_s: float | None = None
+    objective: Objective | None = None
+    arrival_s: float | None = None
+    first_token_s: float | None = None
+    thinking_end: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,7 +69,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine is doing now."""
+    """What an engine is doing now; ``policy_errors`` counts steps that were formed without the batch policy."""
 
     running: int
     running_tokens: int
@@ -74,6 +78,7 @@ class Load:
     free_blocks: int
     step_ms: float
     latency: LatencyModel
+    policy_errors: int = 0
 
 
 class Engine(Protocol):

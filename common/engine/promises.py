@@ -1,4 +1,4 @@
-"""When each request's next token is due, kept beside the scheduler: exact also where earlier tokens came from elsewhere.
+"""When each request's next token is due, exactly, also where its earlier tokens came from another engine.
 
 Every token is planned for its own deadline although only each tenth and the last are checked: any token may turn out
 to be the last. Which one is checked next matters only to a decode that is late already.
@@ -22,11 +22,13 @@ def terms(
     first_token_s: float | None,
     thinking_end: int | None,
     thought: int | None,
+    seeded: bool = False,
 ) -> dict[str, Any]:
     """A promise as plain values, for :meth:`Promise.of`.
 
     The request's output begins at token ``start`` of the answer (0: from the first on), of which the client has
-    ``have`` already; ``thought`` is how many of these the thinking took, None if it has not ended.
+    ``have`` already; ``thought`` is how many of these the thinking took, None if it has not ended. Tokens of a
+    ``seeded`` request must not depend on how it is batched, so nothing is drafted for it.
     """
     slo = None
     if objective is not None:
@@ -40,6 +42,7 @@ def terms(
         "first_token_s": first_token_s,
         "thinking_end": thinking_end,
         "thought": thought,
+        "seeded": seeded,
     }
 
 
@@ -55,6 +58,7 @@ class Promise:
     first_token_s: float | None = None
     thinking_end: int | None = None
     thought: int | None = None
+    seeded: bool = False
     due_s: float = field(default=inf, init=False)
     tpot_s: float = field(default=inf, init=False)
     checked_in: int = field(default=1, init=False)
@@ -80,6 +84,7 @@ class Promise:
             first_token_s=given.get("first_token_s"),
             thinking_end=given.get("thinking_end"),
             thought=given.get("thought"),
+            seeded=given.get("seeded", False),
         )
 
     def advance(self, tokens: Sequence[int], now_s: float) -> None:

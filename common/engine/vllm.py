@@ -13,6 +13,7 @@ from common.engine import vllm_config as configuration
 from common.engine.checks import check_job, finish_of
 from common.engine.exports import Reader
 from common.engine.interface import Facts, Job, Load, Output
+from common.engine.refine import Refiner
 from common.engine.simulated import DEFAULT_LATENCY
 from common.engine.vllm_jobs import Attempt, attempt_for, sampling_params, translated
 from common.engine.vllm_notes import Observations
@@ -38,8 +39,9 @@ class _Again(Exception):
 class VllmEngine:
     """One vLLM engine core in a child process, with NIXL for hand-offs in both directions.
 
-    ``latency`` is what :meth:`load` reports; set it when a profile is known. ``scheduler_cls`` replaces the
-    observed stock scheduler by its import path; it must export as :mod:`common.engine.vllm_scheduler` does.
+    ``latency`` is what :meth:`load` reports and what batches are planned with; set it when a profile is known. From
+    then on it follows the steps that are measured. ``scheduler_cls`` replaces the scheduler by its import path; it
+    must export as :mod:`common.engine.vllm_scheduler` does.
     """
 
     def __init__(
@@ -49,18 +51,28 @@ class VllmEngine:
         *,
         scheduler_cls: str | None = None,
     ) -> None:
-        self.latency = latency
         self._settings = settings
         self._scheduler_cls = scheduler_cls
         self._id = uuid.uuid4().hex
         self._reader = Reader()
+        self._refiner = Refiner(latency, self._reader.tell)
         self._keys = itertools.count(1)
-        self._observations = Observations(self._reader)
+        self._observations = Observations(self._reader, self._refiner.add)
+        self._refining: asyncio.Task[None] | None = None
         self._llm: Any = None
         self._facts: Facts | None = None
         self._eos: frozenset[int] = frozenset()
         self._releases = Releases(self._call)
         self._closed = False
+
+    @property
+    def latency(self) -> LatencyModel:
+        """The present latency model; setting it makes it the one that refinement stays near."""
+        return self._refiner.latency
+
+    @latency.setter
+    def latency(self, model: LatencyModel) -> None:
+        self._refiner.restart(model)
 
     async def start(self) -> Facts:
         """Load the model and warm up; takes seconds to minutes and does not block the event loop."""
@@ -76,6 +88,7 @@ class VllmEngine:
         finally:
             self._reader.unlink()
         await self._warm_up(self._facts)
+        self._refining = asyncio.create_task(self._refiner.run(self._observations.collect))
         return self._facts
 
     async def generate(self, job: Job) -> AsyncIterator[Output]:
@@ -150,6 +163,7 @@ class VllmEngine:
             free_blocks=int(state.free_blocks),
             step_ms=state.step_s * 1e3,
             latency=self.latency,
+            policy_errors=int(state.policy_errors),
         )
 
     def take_samples(self) -> list[StepSample]:
@@ -166,6 +180,8 @@ class VllmEngine:
     async def close(self) -> None:
         """Stop the engine core; jobs that still run end with EngineDead."""
         self._closed = True
+        if self._refining is not None:
+            self._refining.cancel()
         llm, self._llm = self._llm, None
         if llm is not None:
             from common.engine.vllm_scheduler import stop
@@ -179,15 +195,18 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from common.engine import nixl, vllm_cpu_worker, vllm_scheduler
+        from common.engine import nixl, vllm_batching, vllm_cpu_worker, vllm_scheduler
 
         vllm_scheduler.check_internals()
+        vllm_batching.check_internals()
         nixl.check_internals()
         settings = self._settings
         arguments = configuration.engine_arguments(settings, cpu, self._id, self._reader.path)
         config = AsyncEngineArgs(**arguments).create_engine_config()
         scheduling = config.scheduler_config
-        scheduling.scheduler_cls = self._scheduler_cls or vllm_scheduler.scheduler_for(scheduling.async_scheduling)
+        scheduling.scheduler_cls = self._scheduler_cls or vllm_scheduler.scheduler_for(
+            scheduling.async_scheduling, settings.batch_policy
+        )
         self._eos = configuration.stop_ids(config)
         if cpu:
             vllm_cpu_worker.check_internals()
@@ -202,6 +221,7 @@ class VllmEngine:
         async for _ in self.generate(Job("warm-up", prompt, sampling)):
             pass
         self.take_samples()
+        self._refiner.restart(self.latency)
 
     async def _run(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Output, None]:
         output_tokens = list(job.generated[: len(job.generated) - len(attempt.replayed)])

@@ -8,7 +8,6 @@ scheduled as stock vLLM does, and counted.
 import inspect
 import logging
 import time
-from collections import Counter
 from math import inf
 from typing import Any
 
@@ -20,6 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from common.batching import Batch, BatchState, Columns, Former, form_batch, warm_up
+from common.batching_table import Ints
 from common.engine.promises import Promise
 from common.engine.simulated import DEFAULT_LATENCY
 from common.engine.vllm_scheduler import EXTRA, Observed, terms_of
@@ -69,6 +69,10 @@ class Planned(Observed):
         self._former = Former(margin=options["margin"], share=options["share"])
         self._hop_s = float(options["hop_s"])
         _check_instance(self)
+        if self.num_spec_tokens:  # type: ignore[attr-defined]
+            # A lookup, even a constant one, keeps vLLM from padding first decodes with drafts that nobody proposed.
+            most = self.num_spec_tokens  # type: ignore[attr-defined]
+            self.dynamic_sd_lookup = [most] * (self.max_num_running_reqs + 1)  # type: ignore[attr-defined]
         warm_up()
 
     # vLLM's verbs
@@ -87,7 +91,7 @@ class Planned(Observed):
             return super().schedule(*args, **kwargs)
         finally:
             self._grants = None
-            self.waiting.extend(held)
+            self.waiting.extend(held)  # type: ignore[attr-defined] # of the scheduler below
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on a request's tokens, and ours; what holds pulled KV or is padded is left alone."""
@@ -97,9 +101,8 @@ class Planned(Observed):
         return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, tokens))  # type: ignore[misc]
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
-        if self._lengths or not self.num_spec_tokens:  # type: ignore[attr-defined]
-            longest = max(self._lengths.values(), default=0)
-            scheduler_output.num_spec_tokens_to_schedule = min(longest, scheduler_output.num_spec_tokens_to_schedule)
+        if self._grants is not None and scheduler_output.num_spec_tokens_to_schedule:
+            scheduler_output.num_spec_tokens_to_schedule = max(self._lengths.values(), default=0)
         super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -107,7 +110,6 @@ class Planned(Observed):
         result = super().update_from_output(scheduler_output, model_runner_output)
         now_s = time.time()
         drafts = scheduler_output.scheduled_spec_decode_tokens
-        padded = {new.req_id for new in scheduler_output.scheduled_new_reqs} if drafts else frozenset()
         for outputs in result.values():
             for output in outputs.outputs:
                 promise = self._promises.get(output.request_id)
@@ -115,7 +117,7 @@ class Planned(Observed):
                     continue
                 promise.advance(output.new_token_ids, now_s)
                 drafted = len(drafts.get(output.request_id, ()))
-                if drafted and output.finish_reason is None and output.request_id not in padded:
+                if drafted and output.finish_reason is None:
                     known = self._acceptance.get(promise.tier, Acceptance())
                     self._acceptance[promise.tier] = known.observe(drafted, len(output.new_token_ids) - 1)
         if len(self._promises) > len(self.requests) + _SPARE_PROMISES:  # type: ignore[attr-defined]
@@ -152,10 +154,13 @@ class Planned(Observed):
             credit_tokens=self._credit_tokens,
             former=self._former,
         )
-        batch = form_batch(state, now_s)
+        batch = self._form(state, now_s)
         self._credit_tokens = batch.credit_tokens
         self._busy_until_s = now_s + batch.seconds
         return batch
+
+    def _form(self, state: BatchState, now_s: float) -> Batch:
+        return form_batch(state, now_s)
 
     def _columns(self, requests: list[Any], running: int) -> Columns:
         """Candidates in vLLM's order; what runs or has its KV comes first."""
@@ -205,7 +210,11 @@ class Planned(Observed):
         promises = self._promises
         order = sorted(
             scheduler.running,
-            key=lambda r: (rank.get(r.request_id, last), promises[r.request_id].due_s, promises[r.request_id].arrival_s),
+            key=lambda r: (
+                rank.get(r.request_id, last),
+                promises[r.request_id].due_s,
+                promises[r.request_id].arrival_s,
+            ),
         )
         chosen = [r for r in scheduler.waiting if r.request_id in rank or r.status not in _QUEUED]
         chosen.sort(key=lambda r: rank.get(r.request_id, last))
@@ -225,7 +234,8 @@ class Planned(Observed):
         if request.status == RequestStatus.RUNNING:
             return False
         padded = new_tokens > request.num_tokens - computed_tokens
-        return padded or request.num_computed_tokens > 0 or request.request_id in self._holding
+        has_all = self._grants is not None and self._grants.get(request.request_id) == 0  # nothing left to pull
+        return padded or has_all or request.num_computed_tokens > 0 or request.request_id in self._holding
 
     def _failed(self) -> None:
         self._errors += 1
@@ -244,28 +254,34 @@ class Planned(Observed):
         """Choose lengths now and then, or when prompts begin or end to wait, and cut present drafts to them."""
         decoding = columns.running & (columns.todo_tokens <= 1)
         prompts_wait = bool((~decoding & (columns.promised | ~columns.promised.any())).any())
-        tiers = [self._promises[id_].tier for id_ in columns.ids]
-        decoders = np.flatnonzero(decoding).tolist()
-        sizes = Counter(tiers[index] for index in decoders)
-        planned = (prompts_wait, tuple(sizes), self._steps // _REPLAN_DRAFTS)
+        promises = [self._promises[id_] for id_ in columns.ids]
+        decoding &= np.array([not promise.seeded for promise in promises])  # drafts would change what a seed gives
+        planned = (prompts_wait, int(decoding.sum()), self._steps // _REPLAN_DRAFTS)
         if planned != self._drafts_planned:
             self._drafts_planned = planned
-            context: Counter[str] = Counter()
-            for index in decoders:
-                context[tiers[index]] += int(columns.context_tokens[index])
-            distances = columns.due_s[decoding] - now_s
-            ahead = distances[np.isfinite(distances) & (distances > 0)]
-            scheduler: Any = self
-            self._lengths = draft_lengths(
-                {name: Tier(size, context[name], self._acceptance.get(name, Acceptance())) for name, size in sizes.items()},
-                self._latency,
-                prompts_wait=prompts_wait,
-                kv_used=1 - free_blocks / scheduler.kv_cache_manager.block_pool.num_gpu_blocks,
-                budget_s=float(ahead.min()) if len(ahead) else inf,
-                most=scheduler.num_spec_tokens,
-            )
-        longest = np.array([self._lengths.get(name, 0) for name in tiers], dtype=np.int64)
+            self._lengths = self._draft_lengths(columns, np.flatnonzero(decoding), prompts_wait, free_blocks, now_s)
+        longest = np.array([self._lengths.get(promise.tier, 0) for promise in promises], dtype=np.int64)
         np.minimum(columns.drafts, np.where(decoding, longest, 0), out=columns.drafts)
+
+    def _draft_lengths(
+        self, columns: Columns, decoders: Ints, prompts_wait: bool, free_blocks: int, now_s: float
+    ) -> dict[str, int]:
+        scheduler: Any = self
+        context: dict[str, list[int]] = {}
+        for index in decoders.tolist():
+            tier = self._promises[columns.ids[index]].tier
+            context.setdefault(tier, []).append(int(columns.context_tokens[index]))
+        distances = columns.due_s[decoders] - now_s
+        ahead = distances[np.isfinite(distances) & (distances > 0)]
+        known = self._acceptance
+        return draft_lengths(
+            {tier: Tier(len(of), sum(of), known.get(tier, Acceptance())) for tier, of in context.items()},
+            self._latency,
+            prompts_wait=prompts_wait,
+            kv_used=1 - free_blocks / scheduler.kv_cache_manager.block_pool.num_gpu_blocks,
+            budget_s=float(ahead.min()) if len(ahead) else inf,
+            most=scheduler.num_spec_tokens,
+        )
 
 
 def _check_instance(scheduler: Any) -> None:

@@ -65,7 +65,8 @@ def engine_arguments(settings: Settings, cpu: bool, engine_id: str, export: str)
         "disable_log_stats": True,
         "enable_log_requests": False,
         "worker_extension_cls": "common.engine.nixl.WorkerExtension",
-        "additional_config": {"slos": {"export": export}},
+        "additional_config": {"slos": _own(settings, export)},
+        "speculative_config": _speculation(settings),
         "kv_transfer_config": _transfer(settings, cpu, engine_id),
     }
     if cpu:
@@ -82,6 +83,40 @@ def start_by_fork() -> None:
     To be called once the configuration is made, for that sets ``spawn`` on a CPU.
     """
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    _answer_for_llvmlite()
+
+
+def _answer_for_llvmlite() -> None:
+    """vLLM's CPU worker searches whatever is imported for kernels, by each object's ``__dict__``.
+
+    llvmlite's library, imported with numba, has none, and answers with something that kills the worker.
+    """
+    from llvmlite.binding import ffi
+
+    table = getattr(ffi.lib, "_fntab", None)
+    if isinstance(table, dict):
+        table["__dict__"] = {}
+
+
+def _own(settings: Settings, export: str) -> dict[str, Any]:
+    """What the engine core's part of our code is told."""
+    return {
+        "export": export,
+        "margin": settings.batch_margin,
+        "share": settings.best_effort_share,
+        "hop_s": settings.hop_ms / 1e3,
+    }
+
+
+def _speculation(settings: Settings) -> dict[str, Any] | None:
+    tokens = {"num_speculative_tokens": settings.speculation_tokens}
+    if settings.speculation == "ngram":
+        return {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5, **tokens}
+    if settings.speculation == "draft":
+        if settings.draft_model is None:
+            raise EngineError("speculation by a draft model needs draft_model")
+        return {"method": "draft_model", "model": settings.draft_model, **tokens}
+    return None
 
 
 def _transfer(settings: Settings, cpu: bool, engine_id: str) -> Any:
@@ -115,7 +150,7 @@ def facts(vllm_config: Any, settings: Settings, total_blocks: int) -> Facts:
 
 
 def fingerprint(vllm_config: Any, settings: Settings) -> str:
-    """Equal for two engines exactly if they may exchange KV: weights, vLLM, block size, types, parallelism."""
+    """Equal for two engines exactly if they may exchange KV: weights, draft, vLLM, block size, types, parallelism."""
     import vllm
 
     model, cache = vllm_config.model_config, vllm_config.cache_config
@@ -126,6 +161,7 @@ def fingerprint(vllm_config: Any, settings: Settings) -> str:
         cache.cache_dtype,
         cache.block_size,
         settings.tensor_parallel_size,
+        settings.draft_model and settings.speculation == "draft" and _weights(settings.draft_model, None),
     )
     digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).hexdigest()[:16]
     return f"vllm-{vllm.__version__}/b{cache.block_size}/{str(model.dtype).removeprefix('torch.')}/{digest}"

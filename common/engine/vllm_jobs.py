@@ -7,6 +7,7 @@ from typing import Any
 
 from common.codec import Tokens
 from common.engine.interface import Job
+from common.engine.promises import terms
 from common.errors import EngineDead, EngineRefused
 from common.messages import HandOff
 
@@ -62,7 +63,7 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
 
     wanted = job.sampling
     stops = set(wanted.stop_token_ids) | (set() if wanted.ignore_eos else eos)
-    extra: dict[str, Any] = {"slos": {"key": key, "tier": job.tier, "due_s": job.due_s, "tpot_s": job.tpot_s}}
+    extra: dict[str, Any] = {"slos": {"key": key, **_terms(job, attempt)}}
     if attempt.transfer is not None:
         extra["kv_transfer_params"] = dict(attempt.transfer)
     return SamplingParams(
@@ -81,6 +82,21 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=extra,
+    )
+
+
+def _terms(job: Job, attempt: Attempt) -> dict[str, Any]:
+    have, end = job.generated, job.thinking_end
+    return terms(
+        job.objective,
+        tier=job.tier,
+        arrival_s=job.arrival_s,
+        start=len(have) - len(attempt.replayed),
+        have=len(have),
+        first_token_s=job.first_token_s,
+        thinking_end=end,
+        thought=have.index(end) + 1 if end is not None and end in have else None,
+        seeded=job.sampling.seed is not None and job.sampling.temperature > 0,
     )
 
 

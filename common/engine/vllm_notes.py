@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from common.engine.exports import Event, Kind, Reader
 from common.messages import StepSample
@@ -13,8 +14,9 @@ _PRIVATE = "pull_"
 class Observations:
     """Notes by job number, and step samples; both from the ring, which is read whenever something is asked."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, on_step: Callable[[StepSample], None] = lambda _: None) -> None:
         self._reader = reader
+        self._on_step = on_step
         self._notes: dict[int, dict[str, float]] = {}
         self._samples: deque[StepSample] = deque(maxlen=_SAMPLES)
 
@@ -59,7 +61,9 @@ class Observations:
         for event in self._reader.events():
             if event.kind == Kind.STEP:
                 tokens, seqs, kv_tokens, attended, drafts, seconds = event.values
-                self._samples.append(StepSample(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts), seconds))
+                sample = StepSample(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts), seconds)
+                self._samples.append(sample)
+                self._on_step(sample)
             elif event.key in self._notes:
                 _note(self._notes[event.key], event)
 

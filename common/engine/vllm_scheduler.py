@@ -1,6 +1,7 @@
 """vLLM's scheduler, observed: it exports load and step times, and decides nothing of its own.
 
-With :mod:`common.engine.nixl` the only file that touches what vLLM does not promise to keep.
+With :mod:`common.engine.vllm_batching` and :mod:`common.engine.nixl` the only file that touches what vLLM does not
+promise to keep.
 """
 
 import asyncio
@@ -37,9 +38,12 @@ def check_internals() -> None:
         raise EngineError(f"vLLM {vllm.__version__} is not supported: it lacks {', '.join(missing)}; 0.32 is")
 
 
-def scheduler_for(async_scheduling: bool) -> str:
-    """Import path of the observed scheduler that fits the engine's scheduling mode."""
-    return f"{__name__}.{'ObservedAsyncScheduler' if async_scheduling else 'ObservedScheduler'}"
+def scheduler_for(async_scheduling: bool, batch_policy: str) -> str:
+    """Import path of the scheduler that fits the engine's scheduling mode and forms batches by ``slo`` or ``stock``."""
+    kind = "AsyncScheduler" if async_scheduling else "Scheduler"
+    if batch_policy == "stock":
+        return f"{__name__}.Observed{kind}"
+    return f"common.engine.vllm_batching.Planned{kind}"
 
 
 async def stop(llm: AsyncLLM) -> None:
@@ -65,10 +69,15 @@ def writer_of(vllm_config: Any) -> Writer:
     return writer(vllm_config.additional_config[EXTRA]["export"])
 
 
+def terms_of(request: Any) -> dict[str, Any]:
+    """What we told vLLM about a request beyond its sampling."""
+    extra = (request.sampling_params and request.sampling_params.extra_args) or {}
+    return dict(extra.get(EXTRA, {}))
+
+
 def key_of(request: Any) -> int:
     """A request's number in events."""
-    extra = (request.sampling_params and request.sampling_params.extra_args) or {}
-    return int(extra.get(EXTRA, {}).get("key", 0))
+    return int(terms_of(request).get("key", 0))
 
 
 class Observed:
@@ -125,9 +134,12 @@ class Observed:
                 attended += tokens * (context + tokens / 2)
             else:
                 kv_tokens += context
-        longest_draft = max((len(draft) for draft in drafts.values()), default=0)
-        total = output.total_num_scheduled_tokens
-        return float(total), float(len(output.num_scheduled_tokens)), kv_tokens, attended, float(longest_draft)
+        total, proposed = output.total_num_scheduled_tokens, output.num_spec_tokens_to_schedule
+        return float(total), float(len(output.num_scheduled_tokens)), kv_tokens, attended, float(proposed)
+
+    def _exports(self) -> dict[str, float]:
+        """What a policy adds to the state."""
+        return {}
 
     def _publish(self) -> None:
         scheduler: Any = self
@@ -141,6 +153,7 @@ class Observed:
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             held=len(scheduler.requests) - running - waiting,
             step_s=self._last_step_s,
+            **self._exports(),
         )
 
 

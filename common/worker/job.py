@@ -81,7 +81,6 @@ class WorkJob:
 
     def _job(self, hand_off: HandOff | None) -> Job:
         request = self.work.request
-        objective = objective_of(self.work)
         return Job(
             id=f"{request.id}-{self.work.attempt}-{self.stage.value}",
             prompt=request.prompt,
@@ -90,8 +89,10 @@ class WorkJob:
             hand_off=hand_off,
             keep_kv=not self.stays,
             tier=request.tier,
-            due_s=None if objective is None else objective.prefill_due_s,
-            tpot_s=None if objective is None else objective.tightest_tpot_s,
+            objective=objective_of(self.work),
+            arrival_s=request.arrival_s,
+            first_token_s=self.work.first_token_s,
+            thinking_end=request.thinking_end,
         )
 
     def _frame(self, output: Output) -> Frame:
@@ -124,7 +125,8 @@ class WorkJob:
         return notes
 
     def _next_work(self, hand_off: HandOff) -> Work:
-        return replace(self.work, generated=self._generated, hand_off=replace(hand_off, producer=self._worker))
+        first_token_s = self.times.token_times_s[0] if not self.work.generated else self.work.first_token_s
+        return replace(self.work, generated=self._generated, hand_off=hand_off, first_token_s=first_token_s)
 
 
 def objective_of(work: Work) -> Objective | None:

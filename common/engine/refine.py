@@ -1,0 +1,60 @@
+"""Keeps one engine's latency model true between profiles: refits it to the newest steps, at bounded cost."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from common.latency_fit import fit
+from common.latency_model import LatencyModel
+from common.messages import StepSample
+
+RING = 256
+"""Newest steps of each kind (decode only, with prefill) that a refit uses."""
+REFIT_STEPS = 48
+"""New steps before a refit."""
+LEAST = 16
+"""Steps before the first refit."""
+PERIOD_S = 0.5
+
+
+class Refiner:
+    """Fits to steps near ``base``, the profile; ``tell`` gets every new model."""
+
+    def __init__(self, base: LatencyModel, tell: Callable[[LatencyModel], None]) -> None:
+        self.latency = base
+        self._base = base
+        self._tell = tell
+        self._rings: tuple[deque[StepSample], deque[StepSample]] = (deque(maxlen=RING), deque(maxlen=RING))
+        self._fresh = 0
+        tell(base)
+
+    def restart(self, base: LatencyModel) -> None:
+        """A new profile: what was measured before is in it."""
+        self.latency = self._base = base
+        for ring in self._rings:
+            ring.clear()
+        self._fresh = 0
+        self._tell(base)
+
+    def add(self, sample: StepSample) -> None:
+        """Note a measured step."""
+        self._rings[sample.attended > 0].append(sample)
+        self._fresh += 1
+
+    async def run(self, collect: Callable[[], None]) -> None:
+        """Refit now and then, in a thread of its own; ``collect`` brings new steps to :meth:`add`."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            collect()
+            await self.refine()
+
+    async def refine(self) -> None:
+        """Refit if enough has been measured since the last time."""
+        known = sum(len(ring) for ring in self._rings)
+        if known < LEAST or self._fresh < min(REFIT_STEPS, known):
+            return
+        self._fresh, base = 0, self._base
+        model = await asyncio.to_thread(fit, [sample for ring in self._rings for sample in ring], base)
+        if base is self._base:
+            self.latency = model
+            self._tell(model)

@@ -1,0 +1,111 @@
+"""Real vLLM under random batches: whoever is skipped, cut, preempted or drafted for, the tokens are stock vLLM's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from common.codec import Tokens
+from common.engine.interface import Job
+from common.engine.vllm import VllmEngine
+from common.errors import EngineError
+from common.messages import Sampling
+from tests.common.engine.support import (
+    Started,
+    VllmPool,
+    collect,
+    make_job,
+    make_prompt,
+    make_settings,
+    tokens_of,
+    until,
+)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+
+GREEDY = Sampling(max_tokens=24, temperature=0, ignore_eos=True)
+SEEDED = replace(GREEDY, temperature=0.9, top_p=0.95, seed=11)
+PENALISED = replace(GREEDY, repetition_penalty=1.3, presence_penalty=0.7)
+LENGTHS = (5, 31, 33, 64, 129, 300, 700)
+SHARED = make_prompt(96, seed=3)
+PROMPTS = [*(make_prompt(length, seed=length) for length in LENGTHS), *(SHARED + make_prompt(n, n) for n in (1, 40))]
+JOBS = [make_job(prompt, sampling) for prompt in PROMPTS for sampling in (GREEDY, SEEDED)]
+JOBS += [make_job(PROMPTS[3], PENALISED), make_job(make_prompt(4) * 30, GREEDY)]
+RANDOM = "tests.common.engine.random_policy.RandomScheduler"
+DRAFT = "bench/tiny_model/draft"
+
+
+@asynccontextmanager
+async def running(model: str, scheduler_cls: str | None = None, **changes: object) -> AsyncIterator[Started]:
+    settings = make_settings(model=model, max_num_seqs=16, **changes)
+    engine = VllmEngine(settings, scheduler_cls=scheduler_cls)
+    facts = await engine.start()
+    try:
+        yield Started(engine, facts)
+    finally:
+        await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stock(vllm_pool: VllmPool, model: str) -> list[Tokens]:
+    await vllm_pool.make_room(0)
+    async with running(model, batch_policy="stock") as engine:
+        return [tokens_of(await collect(engine.engine, job)) for job in JOBS]
+
+
+async def answers(engine: Started, jobs: Sequence[Job] = JOBS) -> list[Tokens]:
+    return [tokens_of(outputs) for outputs in await asyncio.gather(*(collect(engine.engine, job) for job in jobs))]
+
+
+async def handed_off(producer: Started, consumer: Started, job: Job) -> Tokens:
+    first = (await collect(producer.engine, replace(job, keep_kv=True)))[-1]
+    rest = await collect(consumer.engine, replace(job, generated=first.tokens, hand_off=first.hand_off))
+    return first.tokens + tokens_of(rest)
+
+
+async def test_random_batches_give_stock_tokens_with_prefix_caching_and_failures_of_the_policy(
+    model: str, stock: list[Tokens]
+) -> None:
+    async with running(model, RANDOM) as engine:
+        for _ in range(3):  # from the second time on prefixes are cached
+            assert await answers(engine) == stock
+        await until(engine.free)
+        assert engine.engine.load().policy_errors > 0
+
+
+@pytest.mark.parametrize("method", ["ngram", "draft"])
+async def test_random_drafts_give_stock_tokens(model: str, stock: list[Tokens], method: str) -> None:
+    async with running(model, RANDOM, speculation=method, draft_model=DRAFT) as engine:
+        for _ in range(2):
+            assert await answers(engine) == stock
+        await until(engine.free)
+
+
+async def test_random_batches_and_drafts_give_stock_tokens_across_a_hand_off(model: str, stock: list[Tokens]) -> None:
+    options = {"speculation": "draft", "draft_model": DRAFT}
+    async with running(model, RANDOM, **options) as producer, running(model, RANDOM, **options) as consumer:
+        given = await asyncio.gather(*(handed_off(producer, consumer, job) for job in JOBS))
+        assert list(given) == stock
+        await until(producer.free)
+        await until(consumer.free)
+
+
+async def test_little_kv_preempts_and_leaks_nothing(model: str, stock: list[Tokens]) -> None:
+    async with running(model, kv_cache_gib=0.01) as engine:
+        assert engine.facts.total_blocks < sum(len(job.prompt) + 24 for job in JOBS) // 32
+        assert await answers(engine) == stock
+        await until(engine.free)
+        assert engine.engine.load().policy_errors == 0
+
+
+async def test_a_draft_model_must_be_named(model: str) -> None:
+    with pytest.raises(EngineError, match="draft_model"):
+        await VllmEngine(make_settings(model=model, speculation="draft")).start()
+
+
+async def test_the_draft_is_where_the_tests_look() -> None:
+    assert (Path(DRAFT) / "config.json").exists()
