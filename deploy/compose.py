@@ -45,6 +45,21 @@ class Compose:
             raise ComposeError("Compose is not installed: install docker-compose or Docker's compose plugin")
         return cls((found,), f"slos-test-{os.getpid()}", folder)
 
+    @property
+    def source(self) -> Path:
+        """The copy of the checkout that is built and run."""
+        return self.folder / "source"
+
+    def copy_source(self) -> None:
+        """Copy the checkout, so that all images hold the same code although files are edited meanwhile."""
+        listed = _run(("git", "ls-files", "-co", "--exclude-standard", "-z"))
+        if listed.returncode:
+            raise ComposeError(f"not a git checkout: {listed.stderr}")
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.source / name)
+
     def has_jaeger(self) -> bool:
         """Whether Jaeger's image is here or can be pulled."""
         text = (ROOT / "docker-compose.yml").read_text()
@@ -115,8 +130,8 @@ class Compose:
         return {name: container["State"]["ExitCode"] for name, container in self.containers().items()}
 
     def _call(self, *arguments: str, shown: bool = False) -> str:
-        files = ("-f", str(ROOT / "docker-compose.yml"), "-f", str(self.folder / "override.yml"))
-        place = ("-p", self.project, "--project-directory", str(ROOT))
+        files = ("-f", str(self.source / "docker-compose.yml"), "-f", str(self.folder / "override.yml"))
+        place = ("-p", self.project, "--project-directory", str(self.source))
         done = _run((*self.command, *files, *place, *arguments), capture=not shown)
         if done.returncode:
             raise ComposeError(f"compose {' '.join(arguments)} failed: {(done.stderr or '')[-2000:]}")

@@ -198,7 +198,7 @@ async def check_drain(client: httpx.AsyncClient, compose: Compose, result: Resul
     body = {"prompt": "import asyncio\n", "max_tokens": tokens, "tier": "batch", "ignore_eos": True}
     first_token = asyncio.Event()
     answer = asyncio.create_task(read_stream(client, body, first_token))
-    await asyncio.wait_for(first_token.wait(), 60.0)
+    await asyncio.wait({answer, asyncio.ensure_future(first_token.wait())}, return_when=asyncio.FIRST_COMPLETED)
     say("stopping in the middle of an answer")
     stopping = asyncio.create_task(asyncio.to_thread(compose.stop))
     closing: dict[str, Any] = {}
@@ -253,6 +253,7 @@ def main() -> int:
             compose = Compose.find(Path(folder))
             jaeger = compose.has_jaeger()
             result.traces_in = "jaeger" if jaeger else "otlp_receiver"
+            compose.copy_source()
             compose.override(receiver=not jaeger)
             try:
                 say("building")
@@ -265,8 +266,8 @@ def main() -> int:
                     say(compose.logs())
                 if not chosen.keep:
                     compose.down()
-        except ComposeError as error:
-            result.check(False, str(error))
+        except (ComposeError, httpx.HTTPError, TimeoutError) as error:
+            result.check(False, f"{type(error).__name__}: {error}")
     print(json.dumps(asdict(result)))
     return 1 if result.failures else 0
 
