@@ -1,20 +1,26 @@
 """What the planner knows of the workers and of the requests that it has given them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
+from admission.memory import Survival, SurvivalLearner
 from admission.plan import Held, Running, Worker
+from admission.table import RunningTable
 from common.messages import Decision, Progress, Record, Verdict, WorkerState
 from common.slo import Objective
 
 
 class Cluster:
-    """Live workers and dispatched requests, kept up to date by heartbeats and progress."""
+    """Live workers and dispatched requests, kept up to date by heartbeats and progress.
+
+    What it learns of output lengths outlives :meth:`clear`.
+    """
 
     def __init__(self) -> None:
         self._states: dict[str, WorkerState] = {}
-        self._running: dict[str, Running] = {}
+        self._running = RunningTable()
         self._attempts: dict[str, int] = {}
+        self._lengths = SurvivalLearner()
 
     @property
     def workers(self) -> dict[str, Worker]:
@@ -27,9 +33,14 @@ class Cluster:
         return self._states
 
     @property
-    def running(self) -> Sequence[Running]:
-        """Dispatched requests that have not ended."""
-        return tuple(self._running.values())
+    def running(self) -> RunningTable:
+        """Dispatched requests that have not ended; not to be changed."""
+        return self._running
+
+    @property
+    def survival(self) -> Survival:
+        """How long outputs of each tier are, as far as it is known."""
+        return self._lengths.snapshot((running.tier, running.generated_tokens) for running in self._running)
 
     def beat(self, states: Mapping[str, WorkerState | None]) -> list[str]:
         """Take in heartbeats; returns the workers that have fallen silent."""
@@ -41,7 +52,7 @@ class Cluster:
         assert decision.prefill_worker is not None
         assert decision.decode_worker is not None
         self._attempts[held.id] = attempt
-        self._running[held.id] = Running(
+        running = Running(
             id=held.id,
             tier=held.tier,
             objective=held.objective if decision.verdict is Verdict.ADMITTED else None,
@@ -53,7 +64,9 @@ class Cluster:
             max_tokens=held.max_tokens,
             first_token_s=None,
             dispatched_s=decision.decided_s,
+            dispatched_tokens=held.generated_tokens,
         )
+        self._running.put(running)
 
     def adopt(self, record: Record) -> None:
         """A former leader had dispatched this request."""
@@ -72,7 +85,7 @@ class Cluster:
             )
         context = len(request.prompt) + len(record.generated)
         self._attempts[request.id] = record.attempt
-        self._running[request.id] = Running(
+        running = Running(
             id=request.id,
             tier=request.tier,
             objective=objective,
@@ -84,27 +97,35 @@ class Cluster:
             max_tokens=max(1, request.sampling.max_tokens - len(record.generated)),
             first_token_s=decision.decided_s if record.generated else None,
             dispatched_s=decision.decided_s,
+            dispatched_tokens=len(record.generated),
         )
+        self._running.put(running)
 
-    def progressed(self, progress: Progress) -> None:
-        """A first token or an end; an older attempt's is ignored."""
+    def progressed(self, progress: Progress) -> Running | None:
+        """A first token or an end; returns the request if it has ended. An older attempt's is ignored."""
         running = self._running.get(progress.id)
         if running is None or self._attempts.get(progress.id) != progress.attempt:
-            return
+            return None
         if progress.ended:
+            limit = running.dispatched_tokens + running.max_tokens
+            self._lengths.observe(running.tier, progress.generated, ended=progress.generated < limit)
             self.forget(progress.id)
-        else:
-            self._running[progress.id] = replace(
+            return running
+        self._running.put(
+            replace(
                 running,
                 todo_tokens=0,
                 generated_tokens=progress.generated,
-                context_tokens=running.context_tokens + 1,
+                context_tokens=running.context_tokens + progress.generated - running.generated_tokens,
                 first_token_s=running.first_token_s or progress.time_s,
+                seen_s=progress.time_s,
             )
+        )
+        return None
 
     def forget(self, request_id: str) -> None:
         """The request has ended or waits again."""
-        self._running.pop(request_id, None)
+        self._running.remove(request_id)
         self._attempts.pop(request_id, None)
 
     def clear(self) -> None:
@@ -127,4 +148,5 @@ def _worker(state: WorkerState) -> Worker:
         free_blocks=state.free_blocks,
         running=state.running,
         fingerprint=state.fingerprint,
+        step_s=state.step_ms / 1e3,
     )

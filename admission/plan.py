@@ -125,3 +125,6 @@ class Policy(Protocol):
 
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Decide on the held requests."""
+
+    def warm_up(self) -> None:
+        """Do what would make the first plan slow; may take seconds."""

@@ -116,7 +116,13 @@ def problem_of(delivery: Delivery) -> Problem | None:
     return Problem(status, end.reason, detail, retry_after_s=retry_s, extra=extra, headers=headers)
 
 
+UNATTAINABLE = "slo_unattainable: "
+"""How the planner's reason begins where waiting would not help; what is possible follows."""
+
+
 def _describe(end: End, decision: Decision | None) -> tuple[int, str, float | None]:
+    if end.state is State.REJECTED and end.detail.startswith(UNATTAINABLE):
+        return 422, f"No engine here is fast enough for this SLO: {end.detail.removeprefix(UNATTAINABLE)}.", None
     if end.state is State.REJECTED:
         predicted_s = decision.retry_after_s if decision else None
         detail = f"The SLO can't be met now: {end.detail or end.reason}."

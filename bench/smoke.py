@@ -175,6 +175,7 @@ async def run(folder: Path, receiver: OtlpReceiver) -> dict[str, Any]:
     environment = {
         "SLOS_MODEL": MODEL,
         "SLOS_TPOT_SCALE": "4",
+        "SLOS_ELASTIC": "false",
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_EXPORTER_OTLP_INSECURE": "true",

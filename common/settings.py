@@ -52,7 +52,14 @@ class Settings(BaseSettings):
     drain_s: float = Field(60.0, ge=0, description="longest time that SIGTERM waits for running requests")
 
     # admission
-    policy: str = Field("edf", description="planner: edf")
+    policy: Literal["ours", "edf", "fcfs"] = Field("ours", description="planner; ours is the product's")
+    hold_ms: float | None = Field(
+        None,
+        ge=0,
+        description="how long a promised request may wait centrally; unset: as long as it pays; 0: not at all",
+    )
+    plan_margin: float = Field(0.05, ge=0, le=1, description="share by which predicted times are stretched for safety")
+    elastic: bool = Field(True, description="let a worker do the other stage where a hand-off buys nothing")
     window: int = Field(256, gt=0, description="requests that the planner holds at a time")
     replan_ms: float = Field(2.0, ge=0, description="shortest time between two plans")
     leader_ttl_s: float = Field(2.0, gt=0, description="a silent planner leader is replaced after this")

@@ -47,6 +47,9 @@ class _Placement:
 class EarliestDeadlineFirst:
     """See the module; holds no state between plans."""
 
+    def warm_up(self) -> None:
+        """Nothing to prepare."""
+
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Decide on the held requests; in O(requests * workers)."""
         cycle = _Cycle(state, now_s, lanes_of(state, now_s))

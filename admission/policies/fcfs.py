@@ -11,6 +11,9 @@ from common.messages import Decision, Stage, Verdict
 class FirstComeFirstServed:
     """See the module; holds no state between plans."""
 
+    def warm_up(self) -> None:
+        """Nothing to prepare."""
+
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Dispatch everything in arrival order, as long as there is a worker for each stage."""
         lanes = lanes_of(state, now_s)

@@ -142,17 +142,20 @@ async def test_a_cancelled_request_stops_everywhere_and_frees_its_kv() -> None:
         assert await bus.end(request.id, End(State.CANCELLED, "client"))
         for node in pipeline.nodes:
             await until(lambda node=node: node.engine.load().free_blocks == 2000)  # type: ignore[misc]
-        assert pipeline.services[0]._cluster.running == ()
+        assert len(pipeline.services[0].planning.cluster.running) == 0
 
 
 async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> None:
     class Broken:
+        def warm_up(self) -> None:
+            pass
+
         def plan(self, state: ClusterState, now_s: float) -> Plan:
             raise RuntimeError("a bug")
 
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
-        pipeline.services[0]._policy = Broken()
+        pipeline.services[0].planning.use(Broken())
         request = arriving()
         await bus.submit(request, 100)
         record = await pipeline.ended(request.id)
@@ -197,3 +200,25 @@ async def until_generated(pipeline: Pipeline, request: Request, tokens: int) -> 
             if record is not None and len(record.generated) >= tokens:
                 return
             await asyncio.sleep(0.002)
+
+
+async def test_an_slo_that_no_engine_can_meet_is_refused_with_what_is_possible_and_no_retry() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, policy="ours") as pipeline:
+        request = arriving(slo=Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0), overload=Overload.REJECT)
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.end is not None
+        assert record.state is State.REJECTED
+        assert record.end.detail.startswith("slo_unattainable: TTFT is at least")
+        assert record.end.retry_after_s is None
+
+
+async def test_the_product_s_policy_serves_promised_and_offline_work() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=2, decode=2, policy="ours") as pipeline:
+        requests = [arriving(tier=tier) for tier in ("chat", "code", "batch") for _ in range(20)]
+        requests = [replace(request, slo=None) if request.tier == "batch" else request for request in requests]
+        for request in requests:
+            await bus.submit(request, 1000)
+        assert {(await pipeline.ended(request.id)).state for request in requests} == {State.DONE}

@@ -54,6 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) ->
     environment = {
         "SLOS_MODEL": MODEL,
         "SLOS_TPOT_SCALE": "10",
+        "SLOS_ELASTIC": "false",
         "SLOS_HEARTBEAT_S": "0.1",
         "SLOS_WORKER_DEAD_S": "2",
         "SLOS_API_KEYS": "tester=e2e-secret-key",

@@ -1,0 +1,182 @@
+"""One plan after another: claims what can be planned, asks the policy, sends what it decided."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from admission.cluster import Cluster
+from admission.plan import ClusterState, Plan, Policy
+from admission.policies import make_policy
+from admission.report import Report
+from admission.sessions import Sessions
+from admission.window import Waiting, Window
+from common.bus.interface import Bus, Claim
+from common.messages import Decision, End, Progress, Record, State, Work
+from common.settings import Settings
+from common.telemetry.logs import get_logger
+from common.tiers import Tiers
+
+log = get_logger(__name__)
+
+FALLBACK = "fcfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """This process leads, under this fencing token."""
+
+    token: int
+
+
+class Planning:
+    """The state of a leader; all of it can be had again from the queue."""
+
+    def __init__(
+        self, bus: Bus, settings: Settings, tiers: Tiers, name: str, report: Report, clock: Callable[[], float]
+    ) -> None:
+        self.window = Window(settings.window, tiers.names)
+        self.cluster = Cluster()
+        self._bus = bus
+        self._settings = settings
+        self._tiers = tiers
+        self._name = name
+        self._report = report
+        self._clock = clock
+        self._policy: Policy = make_policy(settings.policy, settings)
+        self._fallback: Policy = make_policy(FALLBACK, settings)
+        self._sessions = Sessions()
+        self._cycle = 0
+        self._claims_unsure = False
+
+    def warm_up(self) -> None:
+        """Compile what the policy has to compile, before the first request waits for it; blocks for seconds."""
+        self._policy.warm_up()
+
+    def use(self, policy: Policy) -> None:
+        """Plan with another policy from now on."""
+        self._policy = policy
+
+    def take_over(self, records: Sequence[Record], claims: Sequence[Claim]) -> None:
+        """Start from what former leaders had dispatched and what they held."""
+        for record in records:
+            self.cluster.adopt(record)
+        self._hold(claims)
+
+    def clear(self) -> None:
+        """Somebody else leads."""
+        self.window.clear()
+        self.cluster.clear()
+
+    def doubt_claims(self) -> None:
+        """The answer to a claim may have been lost: ask again for what is held before the next plan."""
+        self._claims_unsure = True
+
+    def progressed(self, item: Progress) -> None:
+        """A first token or an end."""
+        ended = self.cluster.progressed(item)
+        if ended is not None:
+            self._sessions.ended(ended, item)
+
+    def cancelled(self, request_id: str) -> None:
+        """A request ended from outside."""
+        self.window.pop(request_id)
+        self.forget(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """A dispatched request ended, or was put back."""
+        self.cluster.forget(request_id)
+        self._sessions.forget(request_id)
+
+    async def plan_once(self, lead: Lead) -> float | None:
+        """Claim, plan and send; returns when to plan again at the latest. Raises LeadershipLost and BusError."""
+        await self._claim()
+        await self._expire()
+        if not len(self.window):
+            return None
+        workers = self.cluster.workers
+        self.window.resolve(workers.values())
+        self._cycle += 1
+        now_s = self._clock()
+        state = ClusterState(
+            cycle=self._cycle,
+            held=[self._sessions.apply(waiting.held) for waiting in self.window],
+            running=self.cluster.running,
+            workers=workers,
+            hop_s=self._settings.hop_ms / 1e3,
+            survival=self.cluster.survival,
+        )
+        plan = self._call_policy(state, now_s)
+        self._report.planned(state, plan, now_s, self._clock())
+        await self._apply(plan, lead, now_s)
+        return plan.wake_s
+
+    def _call_policy(self, state: ClusterState, now_s: float) -> Plan:
+        try:
+            with self._report.planning():
+                return self._policy.plan(state, now_s)
+        except Exception:
+            log.exception("the policy failed; serving first come first served", policy=self._settings.policy)
+            self._report.policy_failed()
+            return self._fallback.plan(state, now_s)
+
+    async def _claim(self) -> None:
+        if self._claims_unsure:
+            mine = await self._bus.reclaim(self._tiers.names, self._name)
+            self._claims_unsure = False
+            self._hold([claim for claim in mine if claim.request.id not in self.window])
+        for tier in self._tiers.names:
+            room = self.window.room()[tier]
+            if room > 0:
+                self._hold(await self._bus.claim(tier, self._name, room))
+
+    def _hold(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self.window.add(claims, self.cluster.workers.values(), self._clock())
+
+    async def _expire(self) -> None:
+        for waiting in self.window.out_of_patience(self._clock()):
+            detail = f"no capacity within the patience of {waiting.held.patience_s:g} s"
+            await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s=1.0))
+
+    async def _apply(self, plan: Plan, lead: Lead, now_s: float) -> None:
+        for request_id, decision in plan.dispatch.items():
+            await self._dispatch(request_id, decision, lead)
+        for request_id, decision in plan.defer.items():
+            waiting = self.window.get(request_id)
+            if waiting is not None and await self._bus.note(waiting.claim, decision, lead.token):
+                self.window.decided(request_id, decision, deferred=True)
+                self._report.decided(waiting, decision, now_s)
+        for request_id, decision in plan.reject.items():
+            waiting = self.window.get(request_id)
+            if waiting is not None:
+                await self._reject(waiting, decision, lead, now_s)
+
+    async def _dispatch(self, request_id: str, decision: Decision, lead: Lead) -> None:
+        waiting = self.window.get(request_id)
+        if waiting is None or decision.prefill_worker is None:
+            return
+        claim = waiting.claim
+        trace = self._report.admission_span(waiting, decision, self._clock())
+        work = Work(claim.request, decision, claim.attempt, claim.generated, trace=trace)
+        self.cluster.dispatched(waiting.held, decision, claim.attempt)
+        self._sessions.dispatched(waiting.held, decision.prefill_worker)
+        if await self._bus.dispatch(claim, work, lead.token):
+            self._report.decided(waiting, decision, self._clock())
+        else:
+            self.forget(request_id)
+        self.window.pop(request_id)
+
+    async def _reject(self, waiting: Waiting, decision: Decision, lead: Lead, now_s: float) -> None:
+        self._report.decided(waiting, decision, now_s)
+        self._report.admission_span(waiting, decision, self._clock())
+        await self._bus.note(waiting.claim, decision, lead.token)
+        patience = decision.reason.startswith("patience")
+        state, reason = (State.EXPIRED, "patience_exceeded") if patience else (State.REJECTED, "slo_not_possible")
+        await self._end(waiting, End(state, reason, decision.reason, decision.retry_after_s))
+
+    async def _end(self, waiting: Waiting, end: End) -> None:
+        claim = waiting.claim
+        if end.retry_after_s is not None and not math.isfinite(end.retry_after_s):
+            end = replace(end, retry_after_s=None)
+        await self._bus.end(claim.request.id, end, claim.attempt)
+        self.window.pop(claim.request.id)
