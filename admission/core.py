@@ -123,6 +123,8 @@ def line_up(
         alone_s = drain_s(
             fleet, lane, work, load.decoders[lane], load.chunk[lane], load.full_s[lane], load.extra_s[lane]
         )
+        if work > load.chunk[lane] >= 1:  # its last chunk shares a batch with the next prompt
+            alone_s = min(alone_s, work / load.chunk[lane] * load.full_s[lane])
         credit_s[lane] = max(0.0, min(credit_s[lane], now_s - rows.dispatched_s[row]))
         used_s = min(credit_s[lane], alone_s)
         credit_s[lane] -= used_s
@@ -130,7 +132,9 @@ def line_up(
         load.sent[lane] += left
         load.end_s[lane] = ends_after(fleet, load, lane, left)
         load.backlog[lane] += left
-        load.slack_s[lane] = min(load.slack_s[lane], rows.due_s[row] - hop_s - now_s - load.end_s[lane])
+        due_s = rows.due_s[row] - hop_s - now_s
+        load.slack_s[lane] = min(load.slack_s[lane], due_s - load.end_s[lane])
+        load.last_due_s[lane] = max(load.last_due_s[lane], due_s)
 
 
 @compiled

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from admission.jit import compiled
 from admission.memory import HORIZONS, KV_LIMIT
 from admission.plan import Worker
+from common.latency_model import Batch
 from common.messages import Stage
 
 Floats = NDArray[np.float64]
@@ -39,7 +40,10 @@ class Columns:
 
 
 class Fleet(Columns):
-    """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece; ``kv`` in tokens."""
+    """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece; ``kv`` in tokens.
+
+    ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes.
+    """
 
     k_token: Floats
     base: Floats
@@ -47,6 +51,7 @@ class Fleet(Columns):
     k_kv: Floats
     attention: Floats
     max_batch: Floats
+    longest_s: Floats
     max_seqs: Ints
     kv: Floats
     block: Ints
@@ -62,7 +67,8 @@ class Fleet(Columns):
 class Load(Columns):
     """By lane. Only promised work counts, but in ``seqs``, ``all_kv`` and ``loose_tokens`` (best-effort prompts).
 
-    ``backlog`` is prompt work in tokens, ``end_s`` when it ends from now, ``slack_s`` how much later it may end.
+    ``backlog`` is prompt work in tokens, ``end_s`` when it ends from now, ``slack_s`` how much later it may end
+    and ``last_due_s`` the latest deadline in it.
     ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length) and ``extra_s`` (what it costs but for
     tokens) follow from the decoders: :func:`refresh`.
     """
@@ -78,6 +84,7 @@ class Load(Columns):
     sent: Floats
     end_s: Floats
     slack_s: Floats
+    last_due_s: Floats
     loose_tokens: Floats
     chunk: Floats
     full_s: Floats
@@ -86,6 +93,9 @@ class Load(Columns):
 
 PIECES = 4
 """Pieces of a roofline that a plan knows; of more, the last are left out."""
+
+LEAST_BATCH = 32
+"""Tokens of a batch that an engine makes however long that takes."""
 
 _TYPES = {Floats: np.float64, Ints: np.int64, Bools: np.bool_}
 
@@ -100,14 +110,19 @@ FLEET = dtype_of(Fleet, {"k_token": (PIECES,), "base": (PIECES,)})
 LOAD = dtype_of(Load, {"kv": (len(HORIZONS),), "all_kv": (len(HORIZONS),)})
 
 
-def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float) -> Fleet:
-    """Columns of workers, in the order given; every cost is multiplied by ``stretch``."""
+def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float = 1.0, longest_s: float = math.inf) -> Fleet:
+    """Columns of workers, in the order given; every cost is multiplied by ``stretch``.
+
+    Workers keep their batches within ``longest_s`` if that leaves room for :data:`LEAST_BATCH` tokens.
+    """
     kinds: dict[str, int] = {}
     rows = []
     for worker in workers:
         latency = worker.latency
         pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
         k_token = [piece.k_token * stretch for piece in pieces]
+        fit = worker.max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
+        max_batch = min(worker.max_batch_tokens, max(LEAST_BATCH, fit))
         prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
         rows.append(
             (
@@ -116,7 +131,8 @@ def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float) -> Fleet:
                 latency.k_seq * stretch,
                 latency.k_kv * stretch,
                 latency.k_attn * stretch / max(k_token),
-                worker.max_batch_tokens,
+                max_batch,
+                stretch * latency.seconds(Batch(max_batch, seqs=1)),
                 worker.max_seqs,
                 KV_LIMIT * worker.total_blocks * worker.block_size,
                 worker.block_size,
@@ -136,6 +152,7 @@ def empty_load(lanes: int) -> Load:
     """Lanes with nothing to do."""
     load = np.zeros(lanes, LOAD)
     load["tightest_s"] = load["slack_s"] = math.inf
+    load["last_due_s"] = -math.inf
     return cast(Load, load)
 
 

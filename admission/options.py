@@ -12,6 +12,8 @@ class PlannerOptions:
     ``hold_s``: how long a promised request may wait centrally for a better worker; 0 binds at arrival.
     ``lookahead_s``: a worker gets its next prompt this long before it runs dry.
     ``margin``: predicted times are stretched by this share, so that a promise survives noise.
+    ``longest_batch_s``: engines make no longer batches, so that what comes new is seen soon (as
+    :class:`common.batching.Former` does); a decoder that is handed over may wait for as long.
     ``best_effort_share``: share of token throughput that is kept for work without a promise.
     ``decode_load``: share of a worker's tokens that promised decodes may use.
     ``dispatch_share``: share of a worker's budget to the deadline that its backlog and a new prompt may use.
@@ -22,6 +24,7 @@ class PlannerOptions:
     hold_s: float = math.inf
     lookahead_s: float = 0.005
     margin: float = 0.05
+    longest_batch_s: float = 0.15
     best_effort_share: float = 0.05
     decode_load: float = 0.9
     dispatch_share: float = 0.7
@@ -37,7 +40,7 @@ class PlannerOptions:
 
     def __post_init__(self) -> None:
         shares = ("best_effort_share", "decode_load", "dispatch_share")
-        for name in ("hold_s", "lookahead_s", "margin", "offline_lag_s", "later_round", *shares):
+        for name in ("hold_s", "lookahead_s", "margin", "longest_batch_s", "offline_lag_s", "later_round", *shares):
             value = getattr(self, name)
             if not value >= 0 or (name in shares and value > 1):
                 raise ValueError(f"{name} is out of range: {value}")

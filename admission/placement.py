@@ -14,7 +14,19 @@ import numpy as np
 
 from admission.core import kv_of, work_of
 from admission.jit import compiled
-from admission.lane_arrays import Bools, Columns, Fleet, Floats, Ints, Load, dtype_of, ends_after, refresh, tokens_in
+from admission.lane_arrays import (
+    Bools,
+    Columns,
+    Fleet,
+    Floats,
+    Ints,
+    Load,
+    batch_s,
+    dtype_of,
+    ends_after,
+    refresh,
+    tokens_in,
+)
 
 HOLD, SEND, WAIT = 0, 1, 2
 """Actions: promised and still held, dispatched, and not placed."""
@@ -51,6 +63,7 @@ class Rules(NamedTuple):
     """The options that placement knows, as plain values."""
 
     soon_s: float
+    hop_s: float
     decode_load: float
     dispatch_share: float
     pack: bool
@@ -103,11 +116,11 @@ def promise(
             stray_s = 0.0 if fleet.likes_prefill[at] else STRAY * (finish_s - load.end_s[at])
             if finish_s > queue.due_s[i] or finish_s + stray_s >= best_score:
                 continue
-            if decode_lane(i, at, queue, fleet, load, tables, rules, kv, target) >= 0:
+            if decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target) >= 0:
                 lane, best_s, best_score = at, finish_s, finish_s + stray_s
         if lane < 0:
             continue
-        decode = decode_lane(i, lane, queue, fleet, load, tables, rules, kv, target)
+        decode = decode_lane(i, lane, best_s, queue, fleet, load, tables, rules, kv, target)
         placed.prefill[i], placed.decode[i] = lane, decode
         placed.start_s[i], placed.finish_s[i] = load.end_s[lane], best_s
         work = _work(i, queue, fleet, lane)
@@ -156,11 +169,17 @@ def _kv_fits(i: int, lane: int, queue: Queue, fleet: Fleet, held: Floats, tables
 
 
 @compiled
-def _patient(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load) -> bool:
-    """Whether the lane's promised prompts stay in time with one more decoder."""
-    if load.backlog[lane] <= 0 or math.isinf(load.slack_s[lane]):
+def _patient(i: int, lane: int, own: bool, queue: Queue, fleet: Fleet, load: Load) -> bool:
+    """Whether the lane's promised prompts stay in time with one more decoder, whose own prompt may be among them."""
+    if load.backlog[lane] <= 0 or math.isinf(load.slack_s[lane]) or (own and _after_all(i, lane, queue, load)):
         return True
     return _delay_s(i, lane, queue, fleet, load) <= load.slack_s[lane]
+
+
+@compiled
+def _after_all(i: int, lane: int, queue: Queue, load: Load) -> bool:
+    """Whether a lane computes the prompt after all that it has, so that its decoder comes after them too."""
+    return queue.due_s[i] >= load.last_due_s[lane]
 
 
 @compiled
@@ -185,12 +204,21 @@ def _limit(fleet: Fleet, lane: int, rules: Rules) -> float:
 
 @compiled
 def _takes(
-    i: int, lane: int, share: float, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, kv: Floats
+    i: int,
+    lane: int,
+    own: bool,
+    share: float,
+    queue: Queue,
+    fleet: Fleet,
+    load: Load,
+    tables: Floats,
+    rules: Rules,
+    kv: Floats,
 ) -> bool:
     return (
         share <= _limit(fleet, lane, rules)
         and _kv_fits(i, lane, queue, fleet, load.kv, tables, kv[lane])
-        and _patient(i, lane, queue, fleet, load)
+        and _patient(i, lane, own, queue, fleet, load)
     )
 
 
@@ -207,26 +235,45 @@ def _targets(
         as_tight = rules.pack and load.tightest_s[lane] <= queue.tpot_s[i]
         merit = share if as_tight else -1.0 - share
         kind = fleet.kind[lane]
-        if merit > score[kind] and _takes(i, lane, share, queue, fleet, load, tables, rules, kv):
+        if merit > score[kind] and _takes(i, lane, False, share, queue, fleet, load, tables, rules, kv):
             score[kind], target[kind] = merit, lane
 
 
 @compiled
 def decode_lane(
-    i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, kv: Floats, target: Ints
+    i: int,
+    lane: int,
+    finish_s: float,
+    queue: Queue,
+    fleet: Fleet,
+    load: Load,
+    tables: Floats,
+    rules: Rules,
+    kv: Floats,
+    target: Ints,
 ) -> int:
-    """Who decodes what this lane prefills; -1 if nobody can."""
+    """Who decodes what this lane prefills by then; -1 if nobody can."""
     handed = target[fleet.kind[lane]]
     if handed == lane:
         return lane
+    if handed >= 0 and _wait_s(handed, fleet, load, rules) > queue.due_s[i] - finish_s + queue.tpot_s[i]:
+        handed = -1
     if may_keep(fleet, lane, rules.elastic):
         base_s = fleet.base[lane].max()
         idle_hand_off = queue.tpot_s[i] >= load.tightest_s[lane] or base_s < CHEAP_BASE * queue.tpot_s[i]
         share = used(i, lane, queue, fleet, load)
-        if (idle_hand_off or handed < 0) and _takes(i, lane, share, queue, fleet, load, tables, rules, kv):
+        if (idle_hand_off or handed < 0) and _takes(i, lane, True, share, queue, fleet, load, tables, rules, kv):
             return lane
     fits_here = load.kv[lane, 0] + queue.tokens[i] + fleet.block[lane] <= fleet.kv[lane]
     return handed if fits_here else -1
+
+
+@compiled
+def _wait_s(lane: int, fleet: Fleet, load: Load, rules: Rules) -> float:
+    """How long after its first token a decoder that is handed over may have to wait for its second."""
+    step_s = batch_s(fleet, lane, load.decoders[lane] + 1, load.extra_s[lane])
+    busy_s = fleet.longest_s[lane] if may_take(fleet, lane, rules.elastic) else step_s
+    return rules.hop_s + busy_s + step_s
 
 
 @compiled
@@ -244,7 +291,7 @@ def _binds(i: int, lane: int, work: float, queue: Queue, load: Load, budget: flo
 def _commit(
     i: int, lane: int, decode: int, work: float, placed: Placed, queue: Queue, fleet: Fleet, load: Load, kv: Floats
 ) -> None:
-    if load.backlog[decode] > 0:
+    if load.backlog[decode] > 0 and not (decode == lane and _after_all(i, lane, queue, load)):
         load.slack_s[decode] -= _delay_s(i, decode, queue, fleet, load)
     kv_of_one = kv[decode]
     load.kv[decode] += kv_of_one
@@ -263,4 +310,5 @@ def _commit(
         load.sent[lane] += work
     refresh(fleet, load, decode)
     refresh(fleet, load, lane)
+    load.last_due_s[lane] = max(load.last_due_s[lane], queue.due_s[i])
     load.slack_s[lane] = min(load.slack_s[lane], queue.due_s[i] - placed.finish_s[i])

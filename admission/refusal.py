@@ -43,7 +43,7 @@ def refusal(state: ClusterState, at: Situation, i: int, one: Held) -> Refusal:
         return Refusal(f"slo_unattainable: TPOT is at least {best_s * 1e3:.1f} ms", None)
     late_s = earliest_s(i, at.queue, at.fleet, at.load) - float(at.queue["due_s"][i])
     if late_s > 0:
-        return Refusal("prefill_capacity", _bounded(late_s))
+        return Refusal("prefill_capacity", _bounded(late_s + MIN_RETRY_S))
     return Refusal("decode_capacity", _bounded(decode_drain_s(i, at.queue, at.fleet, at.load)))
 
 

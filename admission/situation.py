@@ -69,7 +69,7 @@ def situation(
     rows.update(state.survival if options.memory == "survival" else None)
     lanes = sorted(state.workers)
     numbers = {name: i for i, name in enumerate(lanes)}
-    fleet = fleet_of((state.workers[name] for name in lanes), now_s, options.stretch)
+    fleet = fleet_of((state.workers[name] for name in lanes), now_s, options.stretch, options.longest_batch_s)
     load = empty_load(len(lanes))
     table = table_of(state.running)
     running = table.columns

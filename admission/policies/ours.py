@@ -76,7 +76,7 @@ class Ours:
         hopeful = self._hopeful(cycle)
         self._promise(cycle, hopeful, rules)
         waiting = [i for i in self._by_age(cycle) if not self._refuse(cycle, i)]
-        fill(np.array(waiting, dtype=np.int64), at.queue, at.fleet, at.load, at.tables, rules, cycle.placed)
+        self._fill(cycle, waiting, hopeful, rules)
         self._lose_patience(cycle, waiting)
         return self._plan(cycle, waiting)
 
@@ -84,6 +84,7 @@ class Ours:
         options = self._options
         return Rules(
             soon_s=cycle.state.hop_s + options.lookahead_s,
+            hop_s=cycle.state.hop_s,
             decode_load=options.decode_load,
             dispatch_share=options.dispatch_share,
             pack=options.decode_packing,
@@ -120,6 +121,16 @@ class Ours:
         column[hopeful] = np.arange(len(hopeful))
         for order in (hopeful[wins], hopeful[~wins]):
             promise(order, queue, at.fleet, at.load, at.tables, each, column, rules, cycle.placed)
+
+    def _fill(self, cycle: _Cycle, waiting: list[int], hopeful: Ints, rules: Rules) -> None:
+        """Left-over capacity and its guaranteed share; who may yet be promised takes nothing of the share."""
+        may_win = set(hopeful.tolist())
+        lost = np.array([i for i in waiting if i not in may_win], dtype=np.int64)
+        losing = np.array([i for i in waiting if i in may_win], dtype=np.int64)
+        at = cycle.at
+        for order, share in ((lost, rules.loose_share), (losing, 0.0)):
+            if len(order):
+                fill(order, at.queue, at.fleet, at.load, at.tables, rules._replace(loose_share=share), cycle.placed)
 
     def _value(self, one: Held) -> float:
         return one.value * (1 + self._options.later_round * one.round)
