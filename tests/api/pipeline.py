@@ -65,6 +65,11 @@ def rejected(_claim: Claim) -> Decision:
     return decision(verdict=Verdict.REJECTED, reason="overload", prefill_worker=None, retry_after_s=6.2)
 
 
+def unattainable(_claim: Claim) -> Decision:
+    reason = "slo_unattainable: TTFT is at least 17.1 ms for this prompt"
+    return decision(verdict=Verdict.REJECTED, reason=reason, prefill_worker=None)
+
+
 @dataclass
 class Pipeline:
     """Serves what waits until its context ends. ``gate`` holds every work back after ``pause_after`` frames."""

@@ -11,7 +11,7 @@ from common.messages import End, Overload, Request, Sampling, State
 from common.tiers import Tiers, load_tiers
 from tests.api.conftest import Api, Serve
 from tests.api.faults import FaultyBus
-from tests.api.pipeline import deferred, eventually, rejected
+from tests.api.pipeline import deferred, eventually, rejected, unattainable
 from tests.api.test_bad_input import check_problem
 from tests.api.test_generate import collect, events
 
@@ -31,6 +31,14 @@ async def test_a_rejection_is_a_429_with_the_planners_retry_time(serve: Serve, p
         assert problem["code"] == "slo_not_possible"
         assert problem["decision"]["reason"] == "overload"
         assert response.headers["x-request-id"] == problem["request_id"]
+
+
+async def test_an_slo_that_no_engine_can_meet_is_a_422_that_says_what_is_possible(serve: Serve) -> None:
+    async with serve(decide=unattainable) as api:
+        response = await api.client.post("/generate", json={"prompt": "x"})
+        problem = check_problem(response, 422)
+        assert "TTFT is at least 17.1 ms" in problem["detail"]
+        assert "retry-after" not in response.headers
 
 
 @pytest.mark.parametrize("stream", [False, True])
