@@ -14,6 +14,8 @@ BUILT = ("api", "admission", "prefill_worker", "decode_worker", "celery_worker",
 RECEIVER = {
     "image": "slos-serve:local",
     "user": "10001",
+    "init": True,
+    "stop_signal": "SIGINT",
     "entrypoint": ["python", "tests/otlp_receiver.py"],
     "command": ["--host", "0.0.0.0", "--port", "4317", "--out", "/tmp/spans.jsonl"],  # noqa: S104, S108 - in a container
     "volumes": ["./tests/otlp_receiver.py:/app/tests/otlp_receiver.py:ro"],

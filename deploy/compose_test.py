@@ -209,8 +209,8 @@ async def check_drain(client: httpx.AsyncClient, compose: Compose, result: Resul
     await stopping
     got = closing.get("usage", {}).get("completion_tokens")
     whole = result.check(got == tokens, f"the answer during the stop ended with {json.dumps(closing)[:300]}")
-    killed = [name for name, code in compose.exit_codes().items() if code in (137, 139)]
-    result.drained = result.check(not killed, f"killed rather than drained: {killed}") and whole
+    failed = {name: code for name, code in compose.exit_codes().items() if code and "jaeger" not in name}
+    result.drained = result.check(not failed, f"did not end well (137: killed): {failed}") and whole
 
 
 def check_containers(compose: Compose, expected: Sequence[str], result: Result) -> None:
