@@ -8,6 +8,7 @@ scheduled as stock vLLM does, and counted.
 import inspect
 import logging
 import time
+from collections.abc import Iterable
 from math import inf
 from typing import Any
 
@@ -38,7 +39,13 @@ _log = logging.getLogger(__name__)
 
 def check_internals() -> None:
     """Raise EngineError if this vLLM lacks anything that the policy relies on."""
-    needed = (_HOOK, "_preempt_request", "_request_blocks_can_be_freed", "_update_after_schedule")
+    needed = (
+        _HOOK,
+        "_preempt_request",
+        "_request_blocks_can_be_freed",
+        "_update_after_schedule",
+        "update_draft_token_ids",
+    )
     missing = [name for name in needed if not hasattr(Scheduler, name)]
     if not missing and list(inspect.signature(getattr(Scheduler, _HOOK)).parameters) != _HOOK_ARGUMENTS:
         missing.append(f"{_HOOK} with its arguments")
@@ -104,6 +111,19 @@ class Planned(Observed):
         if self._grants is not None and scheduler_output.num_spec_tokens_to_schedule:
             scheduler_output.num_spec_tokens_to_schedule = max(self._lengths.values(), default=0)
         super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
+        self._drop_seeded_drafts(scheduler_output.num_scheduled_tokens)
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Take drafts, but none for a seeded request: verifying them would change what its seed gives."""
+        super().update_draft_token_ids(draft_token_ids)  # type: ignore[misc]
+        self._drop_seeded_drafts(draft_token_ids.req_ids)
+
+    def _drop_seeded_drafts(self, request_ids: Iterable[str]) -> None:
+        if self.num_spec_tokens:  # type: ignore[attr-defined]
+            for request_id in request_ids:
+                promise, request = self._promises.get(request_id), self.requests.get(request_id)  # type: ignore[attr-defined]
+                if promise is not None and promise.seeded and request is not None:
+                    request.spec_token_ids = []
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Update as vLLM does, and count the new tokens towards their deadlines."""
@@ -255,7 +275,7 @@ class Planned(Observed):
         decoding = columns.running & (columns.todo_tokens <= 1)
         prompts_wait = bool((~decoding & (columns.promised | ~columns.promised.any())).any())
         promises = [self._promises[id_] for id_ in columns.ids]
-        decoding &= np.array([not promise.seeded for promise in promises])  # drafts would change what a seed gives
+        decoding &= ~np.array([promise.seeded for promise in promises], dtype=np.bool_)
         planned = (prompts_wait, int(decoding.sum()), self._steps // _REPLAN_DRAFTS)
         if planned != self._drafts_planned:
             self._drafts_planned = planned

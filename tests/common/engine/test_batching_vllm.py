@@ -95,7 +95,7 @@ async def test_random_batches_and_drafts_give_stock_tokens_across_a_hand_off(mod
 
 
 async def test_little_kv_preempts_and_leaks_nothing(model: str, stock: list[Tokens]) -> None:
-    async with running(model, kv_cache_gib=0.01) as engine:
+    async with running(model, kv_cache_gib=0.01, max_model_len=1024) as engine:
         assert engine.facts.total_blocks < sum(len(job.prompt) + 24 for job in JOBS) // 32
         assert await answers(engine) == stock
         await until(engine.free)

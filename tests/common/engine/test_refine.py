@@ -1,0 +1,74 @@
+import random
+
+import pytest
+
+from common.engine.exports import Reader, Writer
+from common.engine.refine import REFIT_STEPS, RING, Refiner
+from common.latency_model import Batch, LatencyModel, Piece
+from common.messages import StepSample
+
+TRUE = LatencyModel((Piece(4e-5, 0.0, 5e-3),), k_seq=1e-4)
+WRONG = LatencyModel((Piece(8e-5, 0.0, 1e-2),), k_seq=2e-4)
+
+
+def make_samples(count: int, prefill: float = 0.3) -> list[StepSample]:
+    rng = random.Random(1)
+    samples = []
+    for _ in range(count):
+        seqs = rng.randint(1, 32)
+        tokens = seqs + (rng.randint(1, 500) if rng.random() < prefill else 0)
+        batch = Batch(tokens, seqs, attended=float(tokens - seqs) * 100)
+        samples.append(StepSample(tokens, seqs, 0, batch.attended, 0, TRUE.seconds(batch) * rng.uniform(0.95, 1.05)))
+    return samples
+
+
+async def test_the_model_follows_the_steps_and_the_core_is_told() -> None:
+    told: list[LatencyModel] = []
+    refiner = Refiner(WRONG, told.append)
+    for sample in make_samples(200):
+        refiner.add(sample)
+    await refiner.refine()
+    batch = Batch(200, 10)
+    assert refiner.latency.seconds(batch) == pytest.approx(TRUE.seconds(batch), rel=0.08)
+    assert told == [WRONG, refiner.latency]
+
+
+async def test_few_new_steps_cost_nothing() -> None:
+    refiner = Refiner(WRONG, lambda _: None)
+    for sample in make_samples(200):
+        refiner.add(sample)
+    await refiner.refine()
+    known = refiner.latency
+    for sample in make_samples(REFIT_STEPS - 1):
+        refiner.add(sample)
+    await refiner.refine()
+    assert refiner.latency is known
+
+
+async def test_hours_of_decode_do_not_drive_out_steps_with_prefill() -> None:
+    refiner = Refiner(WRONG, lambda _: None)
+    for sample in make_samples(100, prefill=1.0) + make_samples(10 * RING, prefill=0.0):
+        refiner.add(sample)
+    await refiner.refine()
+    batch = Batch(400, 10, attended=39_000.0)
+    assert refiner.latency.seconds(batch) == pytest.approx(TRUE.seconds(batch), rel=0.15)
+
+
+async def test_a_new_profile_begins_anew() -> None:
+    refiner = Refiner(WRONG, lambda _: None)
+    for sample in make_samples(200):
+        refiner.add(sample)
+    refiner.restart(TRUE)
+    await refiner.refine()
+    assert refiner.latency == TRUE
+
+
+def test_the_core_reads_each_model_once() -> None:
+    reader = Reader()
+    writer = Writer(reader.path)
+    reader.unlink()
+    assert writer.model() is None
+    for model in (WRONG, LatencyModel((Piece(1e-4, 2e-4, 3e-3), Piece(1e-5, 0.0, 9e-3)), 1e-5, 2e-8, 3e-9)):
+        reader.tell(model)
+        assert writer.model() == model
+        assert writer.model() is None
