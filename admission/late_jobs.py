@@ -10,7 +10,7 @@ import numpy as np
 from admission.jit import compiled
 from admission.lane_arrays import Bools, Floats, Ints
 
-MOST_NODES = 1 << 17
+MOST_NODES = 1 << 15
 """States that one plan may make; past it the least promising go and the result may fall short of the optimum."""
 
 

@@ -10,9 +10,10 @@ only not pile up on them: a worker gets more when it is about to be idle, and un
 import numpy as np
 
 from admission.core import kv_of
+from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load
-from admission.placement import SEND, Placed, Queue, Rules, may_keep, may_take
+from admission.request_arrays import SEND, Placed, Queue, Rules
 
 LOOSE_SEATS = 0.75
 """Share of a worker's sequences that best effort may fill up to."""

@@ -6,13 +6,14 @@ that later states refer to by version. When it has grown to its bound it becomes
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from admission.memory import Survival
-from admission.plan import ClusterState, Held, Plan, Running, Worker
-from admission.policies import make_policy
+from admission.options import PlannerOptions
+from admission.plan import ClusterState, Held, Plan, Policy, Running, Worker
+from admission.policies import POLICIES
 from common.codec import decode_any, encode, message
 from common.errors import CodecError
 from common.latency_model import LatencyModel
@@ -71,6 +72,7 @@ class PlanEntry:
     """One plan: what went in and what came out. ``survival`` is the version of the last :class:`SurvivalEntry`."""
 
     policy: str
+    options: Mapping[str, Any]
     now_s: float
     cycle: int
     held: tuple[Held, ...]
@@ -96,9 +98,16 @@ class Difference:
 class PlanLog:
     """Appends plans to a file of at most ``max_bytes``, keeping one former file. Raises OSError where that fails."""
 
-    def __init__(self, path: Path, policy: str, max_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        path: Path,
+        policy: str,
+        options: PlannerOptions | None = None,
+        max_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self._path = path
         self._policy = policy
+        self._options = asdict(options or PlannerOptions())
         self._max_bytes = max_bytes
         self._survival: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +124,7 @@ class PlanLog:
             self._survival = version
         entry = PlanEntry(
             self._policy,
+            self._options,
             now_s,
             state.cycle,
             tuple(state.held),
@@ -163,13 +173,14 @@ def read_log(path: Path) -> Iterator[tuple[PlanEntry, ClusterState]]:
 def replay(path: Path, plan: Callable[[ClusterState, float], Plan] | None = None) -> Iterator[Difference]:
     """Plan again what a log says, and yield every decision that differs; none may.
 
-    ``plan`` defaults to the policy that the log names, with its default options.
+    ``plan`` defaults to the policy that the log names, with the options that it had.
     """
-    policies: dict[str, Callable[[ClusterState, float], Plan]] = {}
+    policies: dict[str, Policy] = {}
     for entry, state in read_log(path):
-        if plan is None and entry.policy not in policies:
-            policies[entry.policy] = make_policy(entry.policy).plan
-        again = (plan or policies[entry.policy])(state, entry.now_s)
+        name = f"{entry.policy} {sorted(entry.options.items())}"
+        if plan is None and name not in policies:
+            policies[name] = POLICIES[entry.policy](PlannerOptions(**entry.options))
+        again = (plan or policies[name].plan)(state, entry.now_s)
         kinds = ((entry.dispatch, again.dispatch), (entry.defer, again.defer), (entry.reject, again.reject))
         for logged, replayed in kinds:
             yield from _differences(entry.cycle, {one.request: one.decision for one in logged}, replayed)

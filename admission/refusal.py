@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+
+from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Load, ends_after
+from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, ends_after
 from admission.memory import HORIZONS
-from admission.placement import Queue, may_keep, may_take
 from admission.plan import ClusterState, Held
+from admission.request_arrays import Queue
 from admission.situation import Situation
 from common.messages import Stage
 
@@ -23,14 +27,21 @@ class Refusal:
     retry_after_s: float | None
 
 
-def refusal(state: ClusterState, at: Situation, i: int, one: Held) -> Refusal:
+class Limits(NamedTuple):
+    """By request: its least TPOT alone on the best worker, and when its prompt would end behind all that is planned."""
+
+    step_s: Floats
+    end_s: Floats
+
+
+def refusal(state: ClusterState, at: Situation, limits: Limits, i: int, one: Held) -> Refusal:
     """For request ``i`` of the situation, whose load holds all that is promised and planned."""
     objective = one.objective
     assert objective is not None
     if one.missed_round:
         return Refusal("session_missed: an earlier round was late", None)
     workers = state.workers.values()
-    if one.generated_tokens == 0:
+    if one.generated_tokens == 0 and objective.ttft_s < float(at.zero_load_s[i]) + state.hop_s:
         best_s = state.hop_s + min(
             worker.latency.prefill_seconds(one.need_tokens, worker.max_batch_tokens)
             for worker in workers
@@ -38,10 +49,13 @@ def refusal(state: ClusterState, at: Situation, i: int, one: Held) -> Refusal:
         )
         if objective.ttft_s < best_s:
             return Refusal(f"slo_unattainable: TTFT is at least {best_s * 1e3:.1f} ms for this prompt", None)
-    best_s = min(worker.latency.decode_seconds(1, one.need_tokens) for worker in workers if Stage.DECODE in worker.may)
-    if objective.tightest_tpot_s < best_s:
-        return Refusal(f"slo_unattainable: TPOT is at least {best_s * 1e3:.1f} ms", None)
-    late_s = earliest_s(i, at.queue, at.fleet, at.load) - float(at.queue["due_s"][i])
+    if objective.tightest_tpot_s < limits.step_s[i]:
+        best_s = min(
+            worker.latency.decode_seconds(1, one.need_tokens) for worker in workers if Stage.DECODE in worker.may
+        )
+        if objective.tightest_tpot_s < best_s:
+            return Refusal(f"slo_unattainable: TPOT is at least {best_s * 1e3:.1f} ms", None)
+    late_s = float(limits.end_s[i] - at.queue["due_s"][i])
     if late_s > 0:
         return Refusal("prefill_capacity", _bounded(late_s + MIN_RETRY_S))
     return Refusal("decode_capacity", _bounded(decode_drain_s(i, at.queue, at.fleet, at.load)))
@@ -52,13 +66,17 @@ def _bounded(seconds: float) -> float:
 
 
 @compiled
-def earliest_s(i: int, queue: Queue, fleet: Fleet, load: Load) -> float:
-    """When the request's prompt would be computed behind all that is planned."""
-    best_s = math.inf
-    for lane in range(fleet.kind.shape[0]):
-        if may_take(fleet, lane, True):
-            best_s = min(best_s, ends_after(fleet, load, lane, queue.tokens[i]))
-    return best_s
+def limits_of(wanted: Ints, queue: Queue, fleet: Fleet, load: Load) -> Limits:
+    """Limits of the wanted requests; infinite for all others."""
+    step_s, end_s = np.full(queue.tokens.shape[0], math.inf), np.full(queue.tokens.shape[0], math.inf)
+    for i in wanted:
+        for lane in range(fleet.kind.shape[0]):
+            if may_take(fleet, lane, True):
+                end_s[i] = min(end_s[i], ends_after(fleet, load, lane, queue.tokens[i]))
+            if may_keep(fleet, lane, True):
+                extra_s = fleet.k_seq[lane] + fleet.k_kv[lane] * queue.tokens[i]
+                step_s[i] = min(step_s[i], batch_s(fleet, lane, 1.0, extra_s))
+    return Limits(step_s, end_s)
 
 
 @compiled

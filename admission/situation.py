@@ -8,12 +8,13 @@ from typing import cast
 import numpy as np
 
 from admission.core import TICKS, budgets, kv_of, line_up, shared_budget, tally
+from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
 from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, drain_s, empty_load, fleet_of, lane_numbers
 from admission.memory import BINS, HORIZONS, Survival
 from admission.options import PlannerOptions
-from admission.placement import QUEUE, Queue, may_keep, may_take
 from admission.plan import ClusterState, Held
+from admission.request_arrays import QUEUE, Queue
 from admission.table import Names, table_of
 
 
@@ -36,6 +37,7 @@ class Situation:
     demands: Demands
     tables: Floats
     queue: Queue
+    zero_load_s: Floats
 
 
 class TableRows:
@@ -83,7 +85,8 @@ def situation(
     lane, slack, tpot = lane[:count], slack[:count], tpot[:count]
     by = np.argsort(lane * 2.0**41 + tpot)
     queue = _queue(held, numbers, rows, now_s, state.hop_s, options)
-    return Situation(lanes, fleet, load, Demands(lane[by], slack[by], tpot[by]), rows.tables, queue)
+    demands = Demands(lane[by], slack[by], tpot[by])
+    return Situation(lanes, fleet, load, demands, rows.tables, queue, zero_load_s(queue, fleet, options.elastic))
 
 
 def _queue(

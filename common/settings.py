@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     drain_s: float = Field(60.0, ge=0, description="longest time that SIGTERM waits for running requests")
 
     # admission
-    policy: Literal["ours", "edf", "fcfs"] = Field("ours", description="planner; ours is the product's")
+    policy: Literal["ours", "slos-serve", "edf", "fcfs"] = Field("ours", description="planner; ours is the product's")
     hold_ms: float | None = Field(
         None,
         ge=0,

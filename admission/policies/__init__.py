@@ -8,10 +8,12 @@ from admission.plan import Policy
 from admission.policies.edf import EarliestDeadlineFirst
 from admission.policies.fcfs import FirstComeFirstServed
 from admission.policies.ours import Ours
+from admission.policies.slos_serve import SlosServe
 from common.settings import Settings
 
 POLICIES: Mapping[str, Callable[[PlannerOptions], Policy]] = {
     "ours": Ours,
+    "slos-serve": lambda _: SlosServe(),
     "edf": lambda _: EarliestDeadlineFirst(),
     "fcfs": lambda _: FirstComeFirstServed(),
 }

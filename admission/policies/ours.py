@@ -18,9 +18,10 @@ from admission.lane_arrays import Ints
 from admission.late_jobs import greedy, select
 from admission.leftover import fill
 from admission.options import PlannerOptions
-from admission.placement import HOLD, SEND, WAIT, Placed, Rules, nothing_placed, promise
+from admission.placement import promise
 from admission.plan import ClusterState, Held, Plan
-from admission.refusal import MIN_RETRY_S, Refusal, refusal
+from admission.refusal import MIN_RETRY_S, Refusal, limits_of, refusal
+from admission.request_arrays import HOLD, SEND, WAIT, Placed, Rules, nothing_placed
 from admission.situation import (
     Situation,
     TableRows,
@@ -29,7 +30,6 @@ from admission.situation import (
     kv_needs,
     situation,
     takers,
-    zero_load_s,
 )
 from common.messages import Decision, Overload, Stage, Verdict
 
@@ -75,7 +75,7 @@ class Ours:
         rules = self._rules(cycle)
         hopeful = self._hopeful(cycle)
         self._promise(cycle, hopeful, rules)
-        waiting = [i for i in self._by_age(cycle) if not self._refuse(cycle, i)]
+        waiting = self._refuse(cycle, self._by_age(cycle))
         self._fill(cycle, waiting, hopeful, rules)
         self._lose_patience(cycle, waiting)
         return self._plan(cycle, waiting)
@@ -95,7 +95,7 @@ class Ours:
     def _hopeful(self, cycle: _Cycle) -> Ints:
         """Who could be in time if all workers were idle; the others are relegated."""
         queue = cycle.at.queue
-        possible = zero_load_s(queue, cycle.at.fleet, self._options.elastic) <= queue["due_s"]
+        possible = cycle.at.zero_load_s <= queue["due_s"]
         possible &= np.isfinite(queue["tpot_s"])
         for i, one in enumerate(cycle.held):
             if one.missed_round or (one.deferred and not self._options.deferral):
@@ -113,7 +113,8 @@ class Ours:
         kv = kv_needs(queue, at.tables, int(at.fleet["block"].max()))[hopeful]
         left = kv_left(at.fleet, at.load, rules.elastic)
         if self._options.select == "dp":
-            value = np.array([self._value(cycle.held[i]) for i in hopeful])
+            later, held = self._options.later_round, cycle.held
+            value = np.array([held[i].value * (1 + later * held[i].round) for i in hopeful.tolist()])
             wins = select(work, kv, value, shared, left)
         else:
             wins = greedy(work, kv, shared, left)
@@ -132,9 +133,6 @@ class Ours:
             if len(order):
                 fill(order, at.queue, at.fleet, at.load, at.tables, rules._replace(loose_share=share), cycle.placed)
 
-    def _value(self, one: Held) -> float:
-        return one.value * (1 + self._options.later_round * one.round)
-
     def _by_age(self, cycle: _Cycle) -> list[int]:
         """What is not promised, the longest waiting first; offline work a while after deferred work of its age."""
         lag_s = self._options.offline_lag_s
@@ -142,17 +140,25 @@ class Ours:
         held = cycle.held
         return sorted(waiting, key=lambda i: held[i].arrival_s + (lag_s if held[i].objective is None else 0.0))
 
-    def _refuse(self, cycle: _Cycle, i: int) -> bool:
-        """Say why the SLO is not promised, once; True if the sender wanted to be refused."""
-        one = cycle.held[i]
-        if one.objective is None or (one.deferred and one.overload is not Overload.REJECT):
-            return False
-        why = refusal(cycle.state, cycle.at, i, one)
-        if one.overload is Overload.REJECT:
-            cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
-            return True
-        cycle.defer[one.id] = _decision(cycle, one, Verdict.DEFERRED, why)
-        return False
+    def _refuse(self, cycle: _Cycle, waiting: list[int]) -> list[int]:
+        """Say why an SLO is not promised, once; returns the requests whose senders did not want to be refused."""
+        held, at = cycle.held, cycle.at
+        wanted = [
+            i
+            for i in waiting
+            if held[i].objective is not None and (held[i].overload is Overload.REJECT or not held[i].deferred)
+        ]
+        if not wanted:
+            return waiting
+        limits = limits_of(np.array(wanted, dtype=np.int64), at.queue, at.fleet, at.load)
+        for i in wanted:
+            one = held[i]
+            why = refusal(cycle.state, at, limits, i, one)
+            if one.overload is Overload.REJECT:
+                cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
+            else:
+                cycle.defer[one.id] = _decision(cycle, one, Verdict.DEFERRED, why)
+        return [i for i in waiting if held[i].id not in cycle.reject]
 
     def _lose_patience(self, cycle: _Cycle, waiting: list[int]) -> None:
         """Refuse what would wait longer for left-over capacity than its sender wants to, even if nothing else came."""

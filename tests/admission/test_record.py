@@ -21,7 +21,7 @@ NOW_S = 100.0
 
 
 def a_plan(path: Path, max_bytes: int = 1 << 20, count: int = 1) -> None:
-    log = PlanLog(path, "ours", max_bytes)
+    log = PlanLog(path, "ours", max_bytes=max_bytes)
     for _ in range(count):
         state = make_state([make_held()])
         log.add(state, NOW_S, Ours().plan(state, NOW_S))
