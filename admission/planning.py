@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from admission.cluster import Cluster
+from admission.hops import HopEstimate
 from admission.plan import ClusterState, Plan, Policy
 from admission.policies import make_policy
 from admission.report import Report
@@ -19,6 +20,8 @@ from common.tiers import Tiers
 log = get_logger(__name__)
 
 FALLBACK = "fcfs"
+MEANWHILE = "edf"
+"""Plans until the product's policy is compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,19 @@ class Planning:
         self._name = name
         self._report = report
         self._clock = clock
-        self._policy: Policy = make_policy(settings.policy, settings)
+        self._wanted: Policy = make_policy(settings.policy, settings)
+        self._policy: Policy = make_policy(MEANWHILE, settings)
         self._fallback: Policy = make_policy(FALLBACK, settings)
         self._sessions = Sessions()
+        self._hops = HopEstimate(settings.hop_ms / 1e3)
+        self._expected: dict[str, float] = {}
         self._cycle = 0
         self._claims_unsure = False
 
     def warm_up(self) -> None:
-        """Compile what the policy has to compile, before the first request waits for it; blocks for seconds."""
-        self._policy.warm_up()
+        """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
+        self._wanted.warm_up()
+        self._policy = self._wanted
 
     def use(self, policy: Policy) -> None:
         """Plan with another policy from now on."""
@@ -64,6 +71,7 @@ class Planning:
 
     def clear(self) -> None:
         """Somebody else leads."""
+        self._expected.clear()
         self.window.clear()
         self.cluster.clear()
 
@@ -73,6 +81,9 @@ class Planning:
 
     def progressed(self, item: Progress) -> None:
         """A first token or an end."""
+        expected_s = self._expected.pop(item.id, None)
+        if expected_s is not None and not item.ended:
+            self._hops.observe(item.time_s - expected_s, self._clock())
         ended = self.cluster.progressed(item)
         if ended is not None:
             self._sessions.ended(ended, item)
@@ -86,6 +97,7 @@ class Planning:
         """A dispatched request ended, or was put back."""
         self.cluster.forget(request_id)
         self._sessions.forget(request_id)
+        self._expected.pop(request_id, None)
 
     async def plan_once(self, lead: Lead) -> float | None:
         """Claim, plan and send; returns when to plan again at the latest. Raises LeadershipLost and BusError."""
@@ -102,12 +114,12 @@ class Planning:
             held=[self._sessions.apply(waiting.held) for waiting in self.window],
             running=self.cluster.running,
             workers=workers,
-            hop_s=self._settings.hop_ms / 1e3,
+            hop_s=self._hops.seconds(now_s),
             survival=self.cluster.survival,
         )
         plan = self._call_policy(state, now_s)
         self._report.planned(state, plan, now_s, self._clock())
-        await self._apply(plan, lead, now_s)
+        await self._apply(plan, lead, now_s, state.hop_s)
         return plan.wake_s
 
     def _call_policy(self, state: ClusterState, now_s: float) -> Plan:
@@ -138,9 +150,9 @@ class Planning:
             detail = f"no capacity within the patience of {waiting.held.patience_s:g} s"
             await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s=1.0))
 
-    async def _apply(self, plan: Plan, lead: Lead, now_s: float) -> None:
+    async def _apply(self, plan: Plan, lead: Lead, now_s: float, hop_s: float) -> None:
         for request_id, decision in plan.dispatch.items():
-            await self._dispatch(request_id, decision, lead)
+            await self._dispatch(request_id, decision, lead, hop_s)
         for request_id, decision in plan.defer.items():
             waiting = self.window.get(request_id)
             if waiting is not None and await self._bus.note(waiting.claim, decision, lead.token):
@@ -151,7 +163,7 @@ class Planning:
             if waiting is not None:
                 await self._reject(waiting, decision, lead, now_s)
 
-    async def _dispatch(self, request_id: str, decision: Decision, lead: Lead) -> None:
+    async def _dispatch(self, request_id: str, decision: Decision, lead: Lead, hop_s: float) -> None:
         waiting = self.window.get(request_id)
         if waiting is None or decision.prefill_worker is None:
             return
@@ -160,6 +172,8 @@ class Planning:
         work = Work(claim.request, decision, claim.attempt, claim.generated, trace=trace)
         self.cluster.dispatched(waiting.held, decision, claim.attempt)
         self._sessions.dispatched(waiting.held, decision.prefill_worker)
+        if decision.predicted_ttft_ms is not None:
+            self._expected[request_id] = claim.request.arrival_s + decision.predicted_ttft_ms / 1e3 - hop_s
         if await self._bus.dispatch(claim, work, lead.token):
             self._report.decided(waiting, decision, self._clock())
         else:

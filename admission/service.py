@@ -41,7 +41,6 @@ class AdmissionService:
         self._report = Report(settings.policy)
         self.planning = Planning(bus, settings, tiers, name, self._report, clock)
         self._lead: Lead | None = None
-        self._warm = False
         self._dirty = asyncio.Event()
         self._known: dict[str, WorkerState] = {}
         self._trust_silence_s = 0.0
@@ -52,23 +51,22 @@ class AdmissionService:
         return self._lead is not None
 
     async def readiness(self) -> dict[str, bool]:
-        """Ready as leader or standby once the queue answers and the policy is compiled."""
+        """Ready as leader or standby once the queue answers."""
         try:
             await self._bus.ping()
         except BusError:
-            return {"queue": False, "policy": self._warm}
-        return {"queue": True, "policy": self._warm}
+            return {"queue": False}
+        return {"queue": True}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead when possible, plan while leading; resigns when ``stop`` is set."""
-        await asyncio.to_thread(self.planning.warm_up)
-        self._warm = True
         loops: list[Callable[[], Awaitable[None]]] = [
             self._lead_loop,
             self._workers_loop,
             self._progress_loop,
             self._control_loop,
             self._plan_loop,
+            self._warm_up,
         ]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_persist(loop, self._unreachable)) for loop in loops]
@@ -77,6 +75,12 @@ class AdmissionService:
                 task.cancel()
         with contextlib.suppress(BusError):
             await self._bus.resign(self._name)
+
+    async def _warm_up(self) -> None:
+        """Compile beside planning; a plan by a simpler policy is better than none."""
+        await asyncio.to_thread(self.planning.warm_up)
+        log.info("planning", policy=self._settings.policy)
+        await asyncio.Event().wait()
 
     async def _lead_loop(self) -> None:
         while True:

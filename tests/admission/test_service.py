@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from admission.plan import ClusterState, Plan
+from admission.policies.ours import Ours
 from common.bus.memory import MemoryBus
 from common.latency_model import LatencyModel, Piece
 from common.messages import End, Overload, Request, Sampling, Slo, Stage, State, Verdict
@@ -212,6 +213,12 @@ async def test_an_slo_that_no_engine_can_meet_is_refused_with_what_is_possible_a
         assert record.state is State.REJECTED
         assert record.end.detail.startswith("slo_unattainable: TTFT is at least")
         assert record.end.retry_after_s is None
+
+
+async def test_the_product_s_policy_takes_over_once_it_is_compiled() -> None:
+    async with running_pipeline(MemoryBus(), policy="ours") as pipeline:
+        planning = pipeline.services[0].planning
+        await until(lambda: isinstance(planning._policy, Ours))
 
 
 async def test_the_product_s_policy_serves_promised_and_offline_work() -> None:

@@ -1,0 +1,33 @@
+"""How much later first tokens come than the engines' models say: queues, processes and a busy machine, measured.
+
+A promise that ignores this is broken by the first hop. The estimate is a high quantile of what was seen lately, so
+that promises hold for most requests; without recent requests it is the configured floor.
+"""
+
+from collections import deque
+
+WINDOW_S = 30.0
+SAMPLES = 128
+QUANTILE = 0.9
+MOST_S = 2.0
+
+
+class HopEstimate:
+    """Seconds between predicted and seen first tokens; ``floor_s`` is what is always left room for."""
+
+    def __init__(self, floor_s: float) -> None:
+        self._floor_s = floor_s
+        self._seen: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+
+    def observe(self, late_s: float, now_s: float) -> None:
+        """A first token came ``late_s`` after the time predicted without any hop (negative: before)."""
+        self._seen.append((now_s, min(MOST_S, late_s)))
+
+    def seconds(self, now_s: float) -> float:
+        """What a prediction must add at ``now_s``."""
+        while self._seen and self._seen[0][0] < now_s - WINDOW_S:
+            self._seen.popleft()
+        if not self._seen:
+            return self._floor_s
+        ordered = sorted(late_s for _, late_s in self._seen)
+        return max(self._floor_s, ordered[int(QUANTILE * (len(ordered) - 1))])
