@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+_DRAWS = 4096
+_IDLE_RATE = 1e-9
+
 
 def poisson(rate: float, seconds: float, rng: np.random.Generator) -> Floats:
     """Independent arrivals at ``rate`` per second."""
-    return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
+    return _ticks(rate * seconds, rng) / rate
+
+
+def _ticks(until: float, rng: np.random.Generator) -> Floats:
+    """A Poisson process of rate 1. A later end or another clock only adds arrivals and moves them."""
+    times = np.zeros(0)
+    while not len(times) or times[-1] < until:
+        last = times[-1] if len(times) else 0.0
+        times = np.concatenate((times, last + np.cumsum(rng.exponential(size=_DRAWS))))
+    return times[times < until]
 
 
 def gamma(rate: float, seconds: float, cv: float, rng: np.random.Generator) -> Floats:
@@ -82,13 +94,15 @@ def phases_of(rate: float, bursts: Bursts) -> Phases:
 
 
 def bursty(rate: float, seconds: float, bursts: Bursts, rng: np.random.Generator) -> Floats:
-    """On and off phases, beginning in either by its share."""
+    """On and off phases, beginning in either by its share; the phases do not depend on how much arrives."""
+    phases_rng, ticks_rng = rng.spawn(2)
     phases = phases_of(rate, bursts)
-    on = rng.random() < phases.on_s / (phases.on_s + phases.off_s)
-    start_s, parts = 0.0, list[Floats]()
-    while start_s < seconds:
-        length_s = rng.exponential(phases.on_s if on else phases.off_s)
-        end_s = min(seconds, start_s + length_s)
-        parts.append(start_s + poisson(phases.on_rate if on else phases.off_rate, end_s - start_s, rng))
-        start_s, on = end_s, not on
-    return np.concatenate(parts)
+    on = phases_rng.random() < phases.on_s / (phases.on_s + phases.off_s)
+    times, clock = [0.0], [0.0]
+    while times[-1] < seconds:
+        length_s = phases_rng.exponential(phases.on_s if on else phases.off_s)
+        times.append(times[-1] + length_s)
+        clock.append(clock[-1] + length_s * max(_IDLE_RATE, phases.on_rate if on else phases.off_rate))
+        on = not on
+    arrived = np.interp(_ticks(clock[-1], ticks_rng), clock, times)
+    return arrived[arrived < seconds]
