@@ -11,8 +11,8 @@ END = 7
 
 
 def make_promise(objective: Objective | None = PLAIN, hop_s: float = 0.0, **changes: object) -> Promise:
-    given = {"tier": "chat", "arrival_s": None, "start": 0, "have": 0, "first_token_s": None, "thinking_end": None}
-    given |= {"thought": None, **changes}
+    given: dict[str, object] = {"tier": "chat", "arrival_s": None, "start": 0, "have": 0, "first_token_s": None, "thinking_end": None}
+    given |= {"thought": None} | changes
     return Promise.of(terms(objective, **given), now_s=50.0, hop_s=hop_s)  # type: ignore[arg-type]
 
 
@@ -20,7 +20,9 @@ def make_promise(objective: Objective | None = PLAIN, hop_s: float = 0.0, **chan
 @pytest.mark.parametrize("first_s", [100.4, 102.0])
 def test_every_token_is_due_when_the_objective_says(objective: Objective, first_s: float) -> None:
     rng = random.Random(3)
-    promise, times, tokens = make_promise(objective, thinking_end=END), [], []
+    promise = make_promise(objective, thinking_end=END)
+    times: list[float] = []
+    tokens: list[int] = []
     assert promise.due_s == objective.prefill_due_s
     while len(tokens) < 45:
         new = [END if len(tokens) + n == 20 else 8 for n in range(1, rng.randint(2, 4))]
