@@ -13,8 +13,8 @@ from common.settings import Settings
 from common.tiers import load_tiers
 
 READS = (
-    "redis_url namespace policy hold_ms plan_margin best_effort_share elastic window replan_ms leader_ttl_s hop_ms "
-    "worker_dead_s admission_host admission_port "
+    "redis_url namespace policy hold_ms plan_margin best_effort_share elastic plan_log window replan_ms "
+    "leader_ttl_s hop_ms worker_dead_s admission_host admission_port "
     "tiers_file tpot_scale log_format log_level trace_ratio"
 ).split()
 

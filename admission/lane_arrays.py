@@ -69,8 +69,9 @@ class Load(Columns):
 
     ``backlog`` is prompt work in tokens, ``end_s`` when it ends from now, ``slack_s`` how much later it may end
     and ``last_due_s`` the latest deadline in it.
-    ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length) and ``extra_s`` (what it costs but for
-    tokens) follow from the decoders: :func:`refresh`.
+    ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length), ``extra_s`` (what it costs but for
+    tokens) and ``first_s`` (a batch of decodes only, which may come before the first prompt) follow from the decoders:
+    :func:`refresh`.
     """
 
     decoders: Ints
@@ -89,6 +90,7 @@ class Load(Columns):
     chunk: Floats
     full_s: Floats
     extra_s: Floats
+    first_s: Floats
 
 
 PIECES = 4
@@ -210,6 +212,7 @@ def refresh(fleet: Fleet, load: Load, lane: int) -> None:
     load.extra_s[lane] = extra_s
     load.chunk[lane] = chunk
     load.full_s[lane] = batch_s(fleet, lane, chunk + decoders, extra_s)
+    load.first_s[lane] = batch_s(fleet, lane, float(decoders), extra_s) if decoders else 0.0
     load.end_s[lane] = ends_after(fleet, load, lane, 0.0)
 
 
@@ -217,7 +220,6 @@ def refresh(fleet: Fleet, load: Load, lane: int) -> None:
 def ends_after(fleet: Fleet, load: Load, lane: int, work: float) -> float:
     """When the lane would be through its backlog and that much more work, in seconds from now."""
     decoders = load.decoders[lane]
-    first_s = batch_s(fleet, lane, decoders, load.extra_s[lane]) if decoders else 0.0
     total = load.backlog[lane] + work
     busy_s = drain_s(fleet, lane, total, decoders, load.chunk[lane], load.full_s[lane], load.extra_s[lane])
-    return fleet.ready_s[lane] + first_s + busy_s
+    return fleet.ready_s[lane] + load.first_s[lane] + busy_s

@@ -51,7 +51,7 @@ def promise(
             continue
         decode = decode_lane(i, lane, best_s, queue, fleet, load, tables, rules, kv, target)
         placed.prefill[i], placed.decode[i] = lane, decode
-        placed.start_s[i], placed.finish_s[i] = load.end_s[lane], best_s
+        placed.start_s[i], placed.finish_s[i] = load.end_s[lane] - load.first_s[lane], best_s
         work = _work(i, queue, fleet, lane)
         placed.action[i] = SEND if _binds(i, lane, work, queue, load, budget[lane, column[i]], rules) else HOLD
         _commit(i, lane, decode, work, placed, queue, fleet, load, kv)
@@ -77,7 +77,7 @@ def _binds(i: int, lane: int, work: float, queue: Queue, load: Load, budget: flo
     if queue.bind[i]:
         return True
     joins = load.sent[lane] + work <= load.chunk[lane] and load.sent[lane] >= load.backlog[lane]
-    soon = load.end_s[lane] <= rules.soon_s or joins
+    soon = load.end_s[lane] - load.first_s[lane] <= rules.soon_s or joins
     light = load.backlog[lane] <= 0 or joins or load.backlog[lane] + work <= rules.dispatch_share * budget
     return soon and light
 

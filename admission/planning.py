@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from admission.cluster import Cluster
 from admission.hops import HopEstimate
 from admission.plan import ClusterState, Plan, Policy
-from admission.policies import make_policy
+from admission.policies import make_policy, options_of
+from admission.record import PlanLog
 from admission.report import Report
 from admission.sessions import Sessions
 from admission.window import Waiting, Window
@@ -51,6 +52,7 @@ class Planning:
         self._sessions = Sessions()
         self._hops = HopEstimate(settings.hop_ms / 1e3)
         self._expected: dict[str, float] = {}
+        self._log = PlanLog(settings.plan_log, settings.policy, options_of(settings)) if settings.plan_log else None
         self._cycle = 0
         self._claims_unsure = False
 
@@ -125,11 +127,27 @@ class Planning:
     def _call_policy(self, state: ClusterState, now_s: float) -> Plan:
         try:
             with self._report.planning():
-                return self._policy.plan(state, now_s)
+                plan = self._policy.plan(state, now_s)
         except Exception:
             log.exception("the policy failed; serving first come first served", policy=self._settings.policy)
             self._report.policy_failed()
             return self._fallback.plan(state, now_s)
+        if self._log is not None and self._policy is self._wanted:
+            self._keep(self._log, state, now_s, plan)
+        return plan
+
+    def _keep(self, log_file: PlanLog, state: ClusterState, now_s: float, plan: Plan) -> None:
+        """Log a plan; a full disk must not stop planning."""
+        try:
+            log_file.add(state, now_s, plan)
+        except OSError as error:
+            log.error("plans are not logged any more", error=str(error))
+            self._log = None
+
+    def close(self) -> None:
+        """Write what the log of plans still has to write."""
+        if self._log is not None:
+            self._log.close()
 
     async def _claim(self) -> None:
         if self._claims_unsure:

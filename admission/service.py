@@ -68,11 +68,14 @@ class AdmissionService:
             self._plan_loop,
             self._warm_up,
         ]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_persist(loop, self._unreachable)) for loop in loops]
-            await stop.wait()
-            for task in tasks:
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_persist(loop, self._unreachable)) for loop in loops]
+                await stop.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self.planning.close()
         with contextlib.suppress(BusError):
             await self._bus.resign(self._name)
 

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
     plan_margin: float = Field(0.05, ge=0, le=1, description="share by which predicted times are stretched for safety")
     elastic: bool = Field(True, description="let a worker do the other stage where a hand-off buys nothing")
+    plan_log: Path | None = Field(
+        None, description="file for a bounded log of plans, for slos-serve replay; unset: none"
+    )
     window: int = Field(256, gt=0, description="requests that the planner holds at a time")
     replan_ms: float = Field(2.0, ge=0, description="shortest time between two plans")
     leader_ttl_s: float = Field(2.0, gt=0, description="a silent planner leader is replaced after this")

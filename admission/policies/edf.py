@@ -73,7 +73,9 @@ class EarliestDeadlineFirst:
             return True
         reason = _refusal(cycle, held, objective, tpot_s, placement)
         if held.overload is Overload.REJECT:
-            retry_s = max(MIN_RETRY_S, late_s if math.isfinite(late_s) else _next_finish_s(cycle))
+            retry_s = None
+            if not reason.startswith("slo_unattainable"):  # waiting would help
+                retry_s = max(MIN_RETRY_S, late_s if math.isfinite(late_s) else _next_finish_s(cycle))
             cycle.reject[held.id] = _decision(cycle, Verdict.REJECTED, reason, objective, retry_after_s=retry_s)
             return True
         if not held.deferred:

@@ -7,6 +7,7 @@ import typer
 
 from common.cli.generate import generate
 from common.cli.letters import dead_letters
+from common.cli.replay import replay
 from common.cli.settings_table import settings
 from common.cli.status import status
 from common.cli.up import up
@@ -34,5 +35,5 @@ def _root(
     """Serves LLM requests so that each keeps its own latency promise."""
 
 
-for command in (up, generate, status, settings, dead_letters):
+for command in (up, generate, status, settings, dead_letters, replay):
     app.command()(command)
