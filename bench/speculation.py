@@ -72,10 +72,10 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
                     tokens, seconds, steps = await answer_all(engine, questions, clients, tpot_s)
                     for at, value in enumerate((tokens, seconds, steps)):
                         totals[name][at] += value
-            for name, (tokens, seconds, steps) in totals.items():
+            for name, (total, taken_s, decodes) in totals.items():
                 found[load][name] = {
-                    "tokens_per_s": round(tokens / seconds, 1),
-                    "tokens_per_decode": round(tokens / steps, 3),
+                    "tokens_per_s": round(total / taken_s, 1),
+                    "tokens_per_decode": round(total / decodes, 3),
                 }
             best = max(found[load]["none"]["tokens_per_s"], found[load]["fixed4"]["tokens_per_s"])
             found[load]["ours_over_best"] = round(found[load]["ours"]["tokens_per_s"] / best, 3)

@@ -22,7 +22,7 @@ class SwitchedScheduler(PlannedScheduler):
         self._policy = "slo"
         self._number = 0
         super().__init__(*args, **kwargs)
-        self._most_tokens: int = self.max_num_scheduled_tokens  # type: ignore[has-type] # vLLM's
+        self._most_tokens: int = self.max_num_scheduled_tokens
 
     def add_request(self, request: Any) -> None:
         """Switch if the request says so."""

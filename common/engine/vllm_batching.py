@@ -8,8 +8,6 @@ scheduled as stock vLLM does, and counted.
 import inspect
 import logging
 import time
-from collections.abc import Iterable
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,18 +18,15 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from common.batching import Batch, BatchState, Columns, Former, form_batch, warm_up
-from common.batching_table import Ints
 from common.engine.promises import Promise
-from common.engine.simulated import DEFAULT_LATENCY
-from common.engine.vllm_scheduler import EXTRA, Observed, terms_of
+from common.engine.vllm_drafting import Drafting
+from common.engine.vllm_scheduler import EXTRA, terms_of
 from common.errors import EngineError
-from common.speculation import Acceptance, Tier, draft_lengths
 
 _HOOK = "_reserve_prefill_lookahead"
 _HOOK_ARGUMENTS = ["self", "request", "num_computed_tokens", "num_new_tokens"]
 _QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 _LOGGED_ERRORS = 10
-_REPLAN_DRAFTS = 16
 _SPARE_PROMISES = 64
 
 _log = logging.getLogger(__name__)
@@ -56,30 +51,19 @@ def check_internals() -> None:
         raise EngineError(f"{text}; set batch_policy to stock, or use 0.32")
 
 
-class Planned(Observed):
+class Planned(Drafting):
     """Mixin over vLLM's schedulers that forms batches by :func:`common.batching.form_batch`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._promises: dict[str, Promise] = {}
-        self._grants: dict[str, int] | None = None
         self._holding: frozenset[str] = frozenset()
         self._credit_tokens = 0.0
-        self._latency = DEFAULT_LATENCY
         self._busy_until_s = 0.0
         self._errors = self._preempted = 0
-        self._acceptance: dict[str, Acceptance] = {}
-        self._lengths: dict[str, int] = {}
-        self._drafts_planned: tuple[Any, ...] = ()
-        self._steps = 0
         super().__init__(*args, **kwargs)
         options = self.vllm_config.additional_config[EXTRA]  # type: ignore[attr-defined] # of the scheduler below
         self._former = Former(margin=options["margin"], share=options["share"])
         self._hop_s = float(options["hop_s"])
         _check_instance(self)
-        if self.num_spec_tokens:  # type: ignore[attr-defined]
-            # A lookup, even a constant one, keeps vLLM from padding first decodes with drafts that nobody proposed.
-            most = self.num_spec_tokens  # type: ignore[attr-defined]
-            self.dynamic_sd_lookup = [most] * (self.max_num_running_reqs + 1)  # type: ignore[attr-defined]
         warm_up()
 
     # vLLM's verbs
@@ -107,24 +91,6 @@ class Planned(Observed):
             tokens = min(tokens, self._grants.get(request.request_id, 0))
         return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, tokens))  # type: ignore[misc]
 
-    def _update_after_schedule(self, scheduler_output: Any) -> None:
-        if self._grants is not None and scheduler_output.num_spec_tokens_to_schedule:
-            scheduler_output.num_spec_tokens_to_schedule = max(self._lengths.values(), default=0)
-        super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
-        self._drop_seeded_drafts(scheduler_output.num_scheduled_tokens)
-
-    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Take drafts, but none for a seeded request: verifying them would change what its seed gives."""
-        super().update_draft_token_ids(draft_token_ids)  # type: ignore[misc]
-        self._drop_seeded_drafts(draft_token_ids.req_ids)
-
-    def _drop_seeded_drafts(self, request_ids: Iterable[str]) -> None:
-        if self.num_spec_tokens:  # type: ignore[attr-defined]
-            for request_id in request_ids:
-                promise, request = self._promises.get(request_id), self.requests.get(request_id)  # type: ignore[attr-defined]
-                if promise is not None and promise.seeded and request is not None:
-                    request.spec_token_ids = []
-
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Update as vLLM does, and count the new tokens towards their deadlines."""
         result = super().update_from_output(scheduler_output, model_runner_output)
@@ -136,10 +102,8 @@ class Planned(Observed):
                 if promise is None or not output.new_token_ids:
                     continue
                 promise.advance(output.new_token_ids, now_s)
-                drafted = len(drafts.get(output.request_id, ()))
-                if drafted and output.finish_reason is None:
-                    known = self._acceptance.get(promise.tier, Acceptance())
-                    self._acceptance[promise.tier] = known.observe(drafted, len(output.new_token_ids) - 1)
+                if output.finish_reason is None:
+                    self._verified(promise, len(drafts.get(output.request_id, ())), len(output.new_token_ids) - 1)
         if len(self._promises) > len(self.requests) + _SPARE_PROMISES:  # type: ignore[attr-defined]
             self._promises = {id_: p for id_, p in self._promises.items() if id_ in self.requests}  # type: ignore[attr-defined]
         return result
@@ -267,41 +231,6 @@ class Planned(Observed):
         return {"policy_errors": self._errors, "preempted": self._preempted, "plan_s": self._plan_s}
 
     _plan_s = 0.0
-
-    # speculation
-
-    def _limit_drafts(self, columns: Columns, free_blocks: int, now_s: float) -> None:
-        """Choose lengths now and then, or when prompts begin or end to wait, and cut present drafts to them."""
-        decoding = columns.running & (columns.todo_tokens <= 1)
-        prompts_wait = bool((~decoding & (columns.promised | ~columns.promised.any())).any())
-        promises = [self._promises[id_] for id_ in columns.ids]
-        decoding &= ~np.array([promise.seeded for promise in promises], dtype=np.bool_)
-        planned = (prompts_wait, int(decoding.sum()), self._steps // _REPLAN_DRAFTS)
-        if planned != self._drafts_planned:
-            self._drafts_planned = planned
-            self._lengths = self._draft_lengths(columns, np.flatnonzero(decoding), prompts_wait, free_blocks, now_s)
-        longest = np.array([self._lengths.get(promise.tier, 0) for promise in promises], dtype=np.int64)
-        np.minimum(columns.drafts, np.where(decoding, longest, 0), out=columns.drafts)
-
-    def _draft_lengths(
-        self, columns: Columns, decoders: Ints, prompts_wait: bool, free_blocks: int, now_s: float
-    ) -> dict[str, int]:
-        scheduler: Any = self
-        context: dict[str, list[int]] = {}
-        for index in decoders.tolist():
-            tier = self._promises[columns.ids[index]].tier
-            context.setdefault(tier, []).append(int(columns.context_tokens[index]))
-        distances = columns.due_s[decoders] - now_s
-        ahead = distances[np.isfinite(distances) & (distances > 0)]
-        known = self._acceptance
-        return draft_lengths(
-            {tier: Tier(len(of), sum(of), known.get(tier, Acceptance())) for tier, of in context.items()},
-            self._latency,
-            prompts_wait=prompts_wait,
-            kv_used=1 - free_blocks / scheduler.kv_cache_manager.block_pool.num_gpu_blocks,
-            budget_s=float(ahead.min()) if len(ahead) else inf,
-            most=scheduler.num_spec_tokens,
-        )
 
 
 def _check_instance(scheduler: Any) -> None:
