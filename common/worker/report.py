@@ -12,6 +12,7 @@ def load(now: Load) -> None:
     metrics.RUNNING.set(now.running)
     metrics.WAITING.set(now.waiting)
     metrics.FREE_BLOCKS.set(now.free_blocks)
+    metrics.POLICY_ERRORS.set(now.policy_errors)
 
 
 def job(done: WorkJob, worker: str, now_s: float) -> None:
