@@ -30,6 +30,7 @@ check: setup ## lint and types only
 	$(python) -m mypy
 
 unit: setup ## tests that need no vLLM engine
+	@$(python) -m deploy.compile
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not vllm and not e2e" -q $(ARGS)
 
 vllm-test: setup ## tests on real vLLM engines, one after the other
