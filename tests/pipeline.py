@@ -104,7 +104,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def quick_settings(**changes: object) -> Settings:
     """Settings with heartbeats short enough for tests."""
-    values: dict[str, object] = {"heartbeat_s": 0.05, "worker_dead_s": 0.5, "leader_ttl_s": 0.5, "drain_s": 5.0, "policy": "edf"}
+    values: dict[str, object] = {
+        "heartbeat_s": 0.05,
+        "worker_dead_s": 0.5,
+        "leader_ttl_s": 0.5,
+        "drain_s": 5.0,
+        "policy": "edf",
+    }
     return Settings.model_validate({**values, "engine": "simulated", **changes})
 
 

@@ -11,7 +11,14 @@ END = 7
 
 
 def make_promise(objective: Objective | None = PLAIN, hop_s: float = 0.0, **changes: object) -> Promise:
-    given: dict[str, object] = {"tier": "chat", "arrival_s": None, "start": 0, "have": 0, "first_token_s": None, "thinking_end": None}
+    given: dict[str, object] = {
+        "tier": "chat",
+        "arrival_s": None,
+        "start": 0,
+        "have": 0,
+        "first_token_s": None,
+        "thinking_end": None,
+    }
     given |= {"thought": None} | changes
     return Promise.of(terms(objective, **given), now_s=50.0, hop_s=hop_s)  # type: ignore[arg-type]
 
