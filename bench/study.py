@@ -80,7 +80,7 @@ class Study:
         return [_found(case, by_seed) for case, by_seed in zip(tuned, measured, strict=True)]
 
     @contextmanager
-    def _executor(self) -> Iterator[Executor | "_Inline"]:
+    def _executor(self) -> "Iterator[Executor | _Inline]":
         if self.jobs <= 1 or not self.mode.parallel:
             yield _Inline()
             return
@@ -90,7 +90,7 @@ class Study:
     def _progress(self) -> Progress:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.detail}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
         )  # fmt: skip
         return Progress(*columns, console=Console(file=sys.stderr))
 

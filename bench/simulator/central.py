@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from admission.memory import SurvivalLearner
@@ -19,11 +19,15 @@ class CentralPlanner:
     """A front around any :class:`admission.plan.Policy`.
 
     ``history`` are outputs (tier, tokens) that were seen before the run; ``most_tokens`` is what clients of each tier
-    ask for at most, which is all that the planner knows of a request's output.
+    ask for at most, which is all that the planner knows of a request's output; None is an oracle that knows each.
     """
 
     def __init__(
-        self, world: World, policy: Policy, most_tokens: dict[str, int], history: Iterable[tuple[str, int]] = ()
+        self,
+        world: World,
+        policy: Policy,
+        most_tokens: Mapping[str, int] | None,
+        history: Iterable[tuple[str, int]] = (),
     ) -> None:
         self.plans = 0
         self.planning_s = 0.0
@@ -85,11 +89,12 @@ class CentralPlanner:
     def _hold(self, row: int) -> Held:
         world, tier = self._world, self._world.tiers[row]
         item, made = world.items[row], int(world.book.rows["count"][row])
+        most = item.output_tokens if self._most_tokens is None else self._most_tokens[item.tier]
         return Held(
             id=world.book.names[row],
             tier=item.tier,
             need_tokens=world.book.known(row),
-            max_tokens=max(1, self._most_tokens[item.tier] - made),
+            max_tokens=max(1, most - made),
             arrival_s=float(world.book.rows["arrival"][row]),
             objective=world.objectives[row],
             value=tier.value,

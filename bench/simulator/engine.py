@@ -4,45 +4,22 @@ What is in it is a set of rows of the book. Whoever gives it work is told of fir
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
 from bench.presets import Preset
 from bench.simulator.agenda import Agenda, Kind
 from bench.simulator.book import FINISHED, FIRST, Book, Ints, advance, allocate, cost
+from bench.simulator.counters import Counters, Listener
 from bench.simulator.formers.interface import NONE, Formed, Former, View
+from bench.simulator.noise import Noise
 from common.latency_model import Batch
 
-POLL_S = 0.001
-"""An engine that has work and plans none asks again after this, as vLLM's core does."""
+POLL_S, LONGEST_POLL_S = 0.001, 0.128
+"""An engine that has work and plans none asks again after this, as vLLM's core does; here ever more seldom."""
 
 PACE_MEMORY = 0.8
-_DRAWS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who is told, with the row and the time."""
-
-    first_token: Callable[[int, float], None]
-    ended: Callable[[int, float], None]
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine did."""
-
-    steps: int = 0
-    polls: int = 0
-    tokens: int = 0
-    emitted: int = 0
-    busy_s: float = 0.0
-    preempted: int = 0
-    pulls: int = 0
-    pull_s: float = 0.0
-    most_blocks: int = 0
 
 
 class Engine:
@@ -75,15 +52,17 @@ class Engine:
         self._agenda = agenda
         self._listener = listener
         self._reply_s = reply_s
-        self._noise = noise
         self._rng = np.random.default_rng([seed, 1000 + number])
-        self._factors: Iterator[float] = iter(())
+        self._noise = Noise(noise, self._rng.spawn(1)[0])
         self._members: list[int] = []
         self._rows: Ints | None = None
         self._hand_offs: dict[int, int] = {}
         self._pulling: dict[int, float] = {}
         self._link_free_s = 0.0
         self._ranks = 0
+        self._poll_s = POLL_S
+        self._polling = False
+        self._starts = 0
 
     # what is here
 
@@ -101,11 +80,6 @@ class Engine:
     def free_blocks(self) -> int:
         """KV blocks that nobody has."""
         return self.preset.blocks - self.used_blocks
-
-    def waiting_tokens(self) -> int:
-        """Tokens that are known and not computed, of all that is here."""
-        rows = self.book.rows[self._rows_now()]
-        return int((rows["prompt"] + rows["count"] - rows["computed"]).sum())
 
     def add(self, row: int, producer: "Engine | None" = None) -> None:
         """Take a request, with its KV to be pulled from where it was prefilled."""
@@ -133,9 +107,8 @@ class Engine:
 
     def wake(self) -> None:
         """Start an iteration now if the engine is idle."""
-        if self.alive and not self.stepping and self._members:
-            self.stepping = True
-            self._agenda.at(self._agenda.now_s, Kind.STEP_START, self._guarded(self._start))
+        if self.alive and self._members and (self._polling or not self.stepping):
+            self._start_at(self._agenda.now_s)
 
     def die(self) -> list[int]:
         """Lose everything; returns the requests that were here."""
@@ -144,7 +117,7 @@ class Engine:
             producer = self.handing_over.pop(row, None)
             if producer is not None:
                 producer.pulled_away(row)
-        self.alive = self.stepping = False
+        self.alive = self.stepping = self._polling = False
         self._epoch += 1
         self._members, self._rows = [], None
         self._pulling.clear()
@@ -174,6 +147,7 @@ class Engine:
         return self._rows
 
     def _start(self, now_s: float) -> None:
+        self._polling = False
         if not self._members:
             self.stepping = False
             return
@@ -184,11 +158,12 @@ class Engine:
         if not len(formed.rows):
             self._idle(now_s)
             return
+        self._poll_s = POLL_S
         rows = self.book.rows
         batch = Batch(int(formed.tokens.sum()), len(formed.rows), *cost(rows, *formed[:3])[1:])
         self.used_blocks += allocate(rows, formed.rows, formed.tokens, self.preset.block_size)
         assert self.used_blocks <= self.preset.blocks, "a batch former gave out more KV than there is"
-        seconds = self.preset.latency.seconds(batch) * self._factor()
+        seconds = self.preset.latency.seconds(batch) * self._noise.factor()
         self.counters.steps += 1
         self.counters.tokens += batch.tokens
         self.counters.busy_s += seconds
@@ -197,24 +172,14 @@ class Engine:
         self.pace_s = seconds if not self.pace_s else PACE_MEMORY * self.pace_s + (1 - PACE_MEMORY) * seconds
         self._agenda.at(now_s + seconds, Kind.STEP_END, self._guarded(lambda end_s: self._end(formed, end_s)))
 
-    def _factor(self) -> float:
-        if not self._noise:
-            return 1.0
-        factor = next(self._factors, None)
-        if factor is None:
-            drawn = np.exp(self._noise * self._rng.standard_normal(_DRAWS) - self._noise**2 / 2)
-            self._factors = iter(drawn.tolist())
-            factor = next(self._factors)
-        return factor
-
     def _idle(self, now_s: float) -> None:
         """Nothing to compute: wait to be woken, or ask again where something here could be computed."""
         self.stepping = False
         self.busy_until_s = 0.0
         if self._members:
             self.counters.polls += 1
-            self.stepping = True
-            self._agenda.at(now_s + POLL_S, Kind.STEP_START, self._guarded(self._start))
+            self._start_at(now_s + self._poll_s, polling=True)
+            self._poll_s = min(LONGEST_POLL_S, 2 * self._poll_s)
 
     def _preempt(self, preempted: Ints) -> None:
         rows = self.book.rows
@@ -246,11 +211,19 @@ class Engine:
             elif flag & FIRST:
                 self._listener.first_token(row, now_s)
         if not self.stepping:
-            self._start_next(now_s)
+            self._start_at(now_s)
 
-    def _start_next(self, now_s: float) -> None:
-        self.stepping = True
-        self._agenda.at(now_s, Kind.STEP_START, self._guarded(self._start))
+    def _start_at(self, time_s: float, polling: bool = False) -> None:
+        """Plan an iteration then; this takes the place of a poll that was to come."""
+        self.stepping, self._polling = True, polling
+        self._starts += 1
+        number = self._starts
+
+        def start(now_s: float) -> None:
+            if number == self._starts:
+                self._start(now_s)
+
+        self._agenda.at(time_s, Kind.STEP_START, self._guarded(start))
 
     def _verified(self, formed: Formed, flags: Ints, accepted: Ints) -> None:
         tiers = self.book.rows["tier"][formed.rows]

@@ -9,7 +9,8 @@ from bench.outcome import Outcome
 from bench.presets import Preset
 from bench.simulator.agenda import Agenda, Kind
 from bench.simulator.book import Book, look_ahead
-from bench.simulator.engine import Engine, Listener
+from bench.simulator.counters import Listener
+from bench.simulator.engine import Engine
 from bench.simulator.fate import Fate
 from bench.simulator.formers import Former
 from bench.simulator.front import Front

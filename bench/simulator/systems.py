@@ -100,22 +100,24 @@ def _ours(context: Context) -> Parts:
 
 def _edf(context: Context) -> Parts:
     budget = context.tuning.budget
-    return _each(lambda: StockFormer(budget)), _planner(context, lambda: make_policy("edf"))
+    return _each(lambda: StockFormer(budget)), _planner(context, lambda: make_policy("edf"), oracle=True)
 
 
 def _slos_serve(context: Context) -> Parts:
     preset = context.preset
     former = _each(lambda: PaperFormer(context.reply_s, preset.acceptance, preset.drafts))
-    return former, _planner(context, lambda: make_policy("slos-serve"))
+    return former, _planner(context, lambda: make_policy("slos-serve"), oracle=True)
 
 
 def _each(make: Callable[[], Former]) -> MakeFormer:
     return lambda _: make()
 
 
-def _planner(context: Context, policy: Callable[[], Policy]) -> MakeFront:
+def _planner(context: Context, policy: Callable[[], Policy], oracle: bool = False) -> MakeFront:
+    """Baselines that reserve by output length are told it; the product never is."""
+
     def front(world: World) -> Front:
-        return CentralPlanner(world, policy(), context.most_tokens(), context.history)
+        return CentralPlanner(world, policy(), None if oracle else context.most_tokens(), context.history)
 
     return front
 

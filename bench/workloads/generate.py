@@ -47,12 +47,14 @@ class WorkloadSpec:
 
 
 def generate(spec: WorkloadSpec) -> list[Item]:
-    """Items in order of arrival; raises KeyError for an unknown scenario and WorkloadError for a bad trace."""
+    """Items in order of arrival, at least one; raises KeyError for an unknown scenario, WorkloadError for a trace."""
     scenario = SCENARIOS[spec.scenario]
     arrivals_rng, kinds_rng, lengths_rng = (
         np.random.default_rng([spec.seed, stream]) for stream in range(3)
     )  # of their own, so that lengths do not change with the rate
     times = _times(spec, scenario, arrivals_rng)
+    if not len(times):
+        times = np.array([spec.seconds / 2])
     items: list[Item] = []
     for i, at_s in enumerate(times):
         kind = scenario.kinds[int(kinds_rng.integers(len(scenario.kinds)))]

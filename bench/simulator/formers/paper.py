@@ -45,7 +45,12 @@ class PaperFormer:
                 _sorted(~rows["promised"], rows["arrival"]),
             )
         )
-        return self._fill(view, rows, todo, order, length_s, lengths)
+        filling = _Filling(
+            view, rows, todo, order, lengths, _tokens_within(view, length_s, max((0, *lengths.values())))
+        )
+        for k in order.tolist():
+            filling.offer(k, bool(must[k]))
+        return filling.formed()
 
     def verified(self, tier: int, drafted: int, accepted: int) -> None:
         """It knows its acceptance."""
@@ -77,50 +82,81 @@ class PaperFormer:
         a = self._acceptance
         return (1 - a ** (drafts + 1)) / (1 - a)
 
-    def _fill(
-        self, view: View, rows: np.ndarray, todo: Ints, order: Ints, length_s: float, lengths: dict[float, int]
-    ) -> Formed:
-        free, size = view.free_blocks, view.preset.block_size
-        left = min(view.max_tokens, _tokens_within(view, length_s, max(lengths.values(), default=0)))
-        seats = view.preset.max_seqs - int(rows["running"].sum())
-        computed, blocks, running = rows["computed"].tolist(), rows["blocks"].tolist(), rows["running"].tolist()
-        todo_of, remote, pace = todo.tolist(), rows["remote"].tolist(), rows["pace"].tolist()
-        promised = rows["promised"].tolist()
-        left_of = (rows["output"] - rows["count"] - 1).tolist()
-        victims = [k for k in reversed(order.tolist()) if running[k] and not remote[k] and not promised[k]]
-        taken, tokens, drafts, lost = [], [], [], list[int]()
-        for k in order.tolist():
-            if k in lost or (running[k] and remote[k]):
-                continue
-            is_decode = running[k] and todo_of[k] == 1
-            n_drafts = min(lengths.get(pace[k], 0), left_of[k]) if is_decode and promised[k] else 0
-            n = 0 if remote[k] else 1 + n_drafts if is_decode else min(todo_of[k], left)
-            if not running[k] and seats <= 0:
-                continue
-            if not remote[k] and (n <= 0 or (not promised[k] and left < n)):
-                continue
-            need = -(-(todo_of[k] - 1) // size) if remote[k] else max(0, -(-(computed[k] + n) // size) - blocks[k])
-            while need > free and promised[k] and victims:
-                victim = victims.pop(0)
-                if victim not in taken:
-                    lost.append(victim)
-                    free += blocks[victim]
-            if need > free and is_decode and promised[k]:
-                later = [v for v in reversed(order.tolist()) if running[v] and not remote[v] and v not in lost]
-                later = [v for v in later if v != k and v not in taken]
-                while need > free and later:
-                    lost.append(later.pop(0))
-                    free += blocks[lost[-1]]
-            if need > free:
-                continue
-            free -= need
-            left -= n
-            seats -= not running[k]
-            taken.append(k)
-            tokens.append(n)
-            drafts.append(n_drafts)
-        chosen = view.members[np.array(taken, np.int64)] if taken else NONE
-        return _formed(view, chosen, tokens, drafts, view.members[np.array(lost, np.int64)] if lost else NONE)
+
+class _Filling:
+    """A batch in the making; members are named by their position."""
+
+    def __init__(
+        self, view: View, rows: np.ndarray, todo: Ints, order: Ints, lengths: dict[float, int], most_tokens: int
+    ) -> None:
+        self._view = view
+        self._lengths = lengths
+        self._free = view.free_blocks
+        self._tokens_left = min(view.max_tokens, most_tokens)
+        self._seats = view.preset.max_seqs - int(rows["running"].sum())
+        self._computed: list[int] = rows["computed"].tolist()
+        self._blocks: list[int] = rows["blocks"].tolist()
+        self._running, self._remote = rows["running"].tolist(), rows["remote"].tolist()
+        self._promised, self._pace = rows["promised"].tolist(), rows["pace"].tolist()
+        self._todo: list[int] = todo.tolist()
+        self._output_left = (rows["output"] - rows["count"]).tolist()
+        holders = [k for k in reversed(order.tolist()) if self._running[k] and not self._remote[k]]
+        self._loose = [k for k in holders if not self._promised[k]]
+        self._bound = [k for k in holders if self._promised[k]]
+        self._taken: dict[int, tuple[int, int]] = {}
+        self._lost: list[int] = []
+
+    def offer(self, k: int, due: bool) -> None:
+        """Take it if tokens, seats and KV allow; who is ``due`` may take more tokens than are left."""
+        if k in self._lost or (not self._running[k] and self._seats <= 0):
+            return
+        decodes = self._running[k] and self._todo[k] == 1
+        drafts = 0
+        if decodes and self._promised[k]:
+            drafts = min(self._lengths.get(self._pace[k], 0), self._output_left[k] - 1)
+        tokens = 1 + drafts if decodes else min(self._todo[k], self._tokens_left)
+        if self._remote[k]:
+            tokens = 0
+        elif tokens <= 0 or (tokens > self._tokens_left and not due):
+            return
+        if not self._make_room(k, self._blocks_of(k, tokens), decodes):
+            return
+        self._free -= self._blocks_of(k, tokens)
+        self._tokens_left -= tokens
+        self._seats -= not self._running[k]
+        self._taken[k] = (tokens, drafts)
+
+    def _blocks_of(self, k: int, tokens: int) -> int:
+        size = self._view.preset.block_size
+        if self._remote[k]:
+            return -(-(self._todo[k] - 1) // size)
+        return max(0, -(-(self._computed[k] + tokens) // size) - self._blocks[k])
+
+    def _make_room(self, k: int, need: int, decodes: bool) -> bool:
+        """Best effort gives way to what is promised, last in first out; for promised decodes later promises do too."""
+        for victims, may in (
+            (self._loose, self._promised[k]),
+            (self._bound, self._promised[k] and decodes),
+            (self._loose, decodes),
+        ):
+            while need > self._free and may and victims:
+                victim = victims[0]
+                if victim == k:
+                    break
+                victims.pop(0)
+                if victim not in self._taken:
+                    self._lost.append(victim)
+                    self._free += self._blocks[victim]
+        return need <= self._free
+
+    def formed(self) -> Formed:
+        """The batch."""
+        members = self._view.members
+        rows = members[np.array(list(self._taken), np.int64)] if self._taken else NONE
+        lost = members[np.array(self._lost, np.int64)] if self._lost else NONE
+        return _formed(
+            self._view, rows, [n for n, _ in self._taken.values()], [d for _, d in self._taken.values()], lost
+        )
 
 
 def _formed(view: View, rows: Ints, tokens: list[int], drafts: list[int], preempt: Ints) -> Formed:

@@ -1,0 +1,110 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.ablation import main as ablation
+from bench.capacity import main
+from bench.workload import main as workload
+
+SHORT = "--workers 1 --seconds 12 --tune-seconds 6".split()
+Capsys = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capsys, *options: str, command: Callable[[list[str]], int] = main) -> dict[str, Any]:
+    assert command(list(options)) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_capacity_of_each_system_with_its_ratio_to_ours(capsys: Capsys) -> None:
+    found = run(capsys, *SHORT, "--systems", "ours,vllm,bound", "--seeds", "2", "--scenario", "chatbot", "--json")
+    assert set(found["capacity"]) == {"ours", "vllm", "bound"}
+    ours = found["capacity"]["ours"]
+    assert found["ratio"] == {name: ours / found["capacity"][name] for name in ("vllm", "bound")}
+    assert found["ratio"]["bound"] <= 1.0
+    for system, (low, high) in found["ci"].items():
+        assert low <= found["capacity"][system] <= high
+    detail = found["scenarios"]["chatbot"]["vllm"]
+    assert len(detail["by_seed"]) == 2
+    assert detail["tuning"].startswith("budget=")
+    assert detail["report"]["attainment"] >= 0.9
+    assert {"attainment_strict", "deferred", "goodput_requests_per_s", "jain", "ttft_s"} <= set(detail["report"])
+
+
+def test_one_rate_is_evaluated_on_a_workload_file(tmp_path: Path, capsys: Capsys) -> None:
+    path = str(tmp_path / "w.jsonl")
+    assert workload(["--scenario", "coder", "--rate", "3", "--seconds", "15", "--out", path]) == 0
+    options = ("--workload", path, "--rate", "1", "--systems", "vllm", "--seeds", "1", "--json", *SHORT)
+    found = run(capsys, *options)
+    assert found["rate"] == 1.0
+    assert "capacity" not in found
+    detail = found["scenarios"]["workload"]["vllm"]
+    assert detail["capacity"] == 1.0
+    assert detail["report"]["requests"] == len(Path(path).read_text().splitlines())
+
+
+def test_the_result_is_the_same_in_several_processes(capsys: Capsys) -> None:
+    options = (*SHORT, "--systems", "bound", "--seeds", "2", "--scenario", "coder", "--json")
+    alone, together = (run(capsys, *options, "--jobs", jobs) for jobs in ("1", "2"))
+    assert alone["capacity"] == together["capacity"]
+
+
+def test_the_geometric_mean_is_over_all_scenarios(tmp_path: Path, capsys: Capsys) -> None:
+    out = tmp_path / "result.json"
+    found = run(
+        capsys,
+        "--scenario",
+        "all",
+        "--systems",
+        "bound",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+        *SHORT[:2],
+        "--seconds",
+        "5",
+    )
+    assert set(found["scenarios"]) == {"chatbot", "coder", "summarizer", "mixed", "tool", "reasoning"}
+    product = 1.0
+    for systems in found["scenarios"].values():
+        product *= systems["bound"]["capacity"]
+    assert found["capacity"]["bound"] == pytest.approx(product ** (1 / 6))
+    assert json.loads(out.read_text()) == found
+
+
+@pytest.mark.parametrize("options", [["--systems", "magic"], ["--seeds", "0"], ["--rate", "-1"], ["--systems", ""]])
+def test_what_makes_no_sense_is_refused(options: list[str], capsys: Capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(options)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_workload_that_can_not_be_read_is_one_line_of_error(tmp_path: Path, capsys: Capsys) -> None:
+    assert main(["--workload", str(tmp_path / "none"), "--json"]) == 2
+    assert "none" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_ablation_says_what_each_ingredient_is_worth(capsys: Capsys) -> None:
+    options = (
+        "--workers",
+        "1",
+        "--seconds",
+        "10",
+        "--seeds",
+        "1",
+        "--variants",
+        "speculation,slack batching",
+        "--json",
+    )
+    found = run(capsys, *options, "--scenarios", "coder", command=ablation)
+    whole = found["capacity"]["coder"]["whole"]
+    assert found["worth"] == {
+        name: {"coder": pytest.approx(1 - found["capacity"]["coder"][name] / whole), "all": pytest.approx(lost["all"])}
+        for name, lost in found["worth"].items()
+    }
+    assert set(found["worth"]) == {"speculation", "slack batching"}
