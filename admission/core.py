@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from admission.jit import compiled
-from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, batch_s, drain_s, ends_after, refresh
+from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, batch_s, drain_s, ends_after, head_start_s, refresh
 from admission.memory import BIN_TOKENS, HORIZONS
 from admission.table import RunningColumns
 
@@ -108,7 +108,14 @@ def tally(
 
 @compiled
 def line_up(
-    rows: RunningColumns, order: Ints, lane_of: Ints, fleet: Fleet, load: Load, now_s: float, hop_s: float
+    rows: RunningColumns,
+    order: Ints,
+    lane_of: Ints,
+    fleet: Fleet,
+    load: Load,
+    now_s: float,
+    hop_s: float,
+    elastic: bool,
 ) -> None:
     """Add the promised prompts that wait on workers, given in the order of their dispatch."""
     lanes = load.backlog.shape[0]
@@ -133,6 +140,9 @@ def line_up(
         load.end_s[lane] = ends_after(fleet, load, lane, left)
         load.backlog[lane] += left
         due_s = rows.due_s[row] - hop_s - now_s
+        target = lane_of[rows.decode[row]]
+        if target >= 0 and target != lane:
+            due_s -= head_start_s(target, rows.tpot_s[row], fleet, load, hop_s, elastic)
         load.slack_s[lane] = min(load.slack_s[lane], due_s - load.end_s[lane])
         load.last_due_s[lane] = max(load.last_due_s[lane], due_s)
 

@@ -12,26 +12,26 @@ import numpy as np
 
 from admission.core import kv_of
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, refresh, tokens_in
+from admission.lane_arrays import (
+    Fleet,
+    Floats,
+    Ints,
+    Load,
+    batch_s,
+    chunk_of,
+    head_start_s,
+    may_keep,
+    may_take,
+    refresh,
+    tokens_in,
+)
 from admission.request_arrays import Queue, Rules
 
-KEEP = 0.5
-"""Share of its decode capacity that a worker uses which does not prefer decoding, where others do."""
+HAND_OFF = 0.05
+"""Share of an idle worker's prompt rate that a hand-off must save to be worth its while."""
 
-CHEAP_BASE = 0.4
-"""A hand-off buys nothing if an iteration's fixed cost is under this share of the TPOT."""
-
-
-@compiled
-def may_take(fleet: Fleet, lane: int, elastic: bool) -> bool:
-    """Whether prompts go to this lane: to those that prefer them, or to all that may."""
-    return fleet.prefills[lane] and (elastic or fleet.likes_prefill[lane] or not fleet.likes_prefill.any())
-
-
-@compiled
-def may_keep(fleet: Fleet, lane: int, elastic: bool) -> bool:
-    """Whether decodes go to this lane."""
-    return fleet.decodes[lane] and (elastic or fleet.likes_decode[lane] or not fleet.likes_decode.any())
+ROLE = 0.5
+"""What prompt rate counts on workers that do not prefer prompts, where others do."""
 
 
 @compiled
@@ -73,6 +73,8 @@ def after_all(i: int, lane: int, queue: Queue, load: Load) -> bool:
 @compiled
 def delay_s(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load) -> float:
     """How much later the lane is through its backlog with one more decoder."""
+    if math.isinf(load.end_s[lane]):
+        return math.inf
     before = (load.decoders[lane], load.context[lane], load.tightest_s[lane], load.end_s[lane])
     load.decoders[lane] += 1
     load.context[lane] += queue.tokens[i]
@@ -86,8 +88,22 @@ def delay_s(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load) -> float:
 
 
 @compiled
-def _limit(fleet: Fleet, lane: int, rules: Rules) -> float:
-    return rules.decode_load * (KEEP if not fleet.likes_decode[lane] and fleet.likes_decode.any() else 1.0)
+def loss(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, elastic: bool) -> float:
+    """What the request's decoding would cost in prompts: the share of an idle lane's prompt rate that it takes away.
+
+    A lane that has decoders as tight already loses little, one that computes no prompts nothing.
+    """
+    if not may_take(fleet, lane, elastic):
+        return 0.0
+    tightest_s = min(load.tightest_s[lane], queue.tpot_s[i])
+    extra_s = load.extra_s[lane] + fleet.k_seq[lane] + fleet.k_kv[lane] * queue.tokens[i]
+    decoders = load.decoders[lane] + 1
+    chunk = chunk_of(fleet, lane, decoders, tightest_s, extra_s)
+    after = chunk / batch_s(fleet, lane, chunk + decoders, extra_s)
+    before = load.chunk[lane] / load.full_s[lane]
+    idle = fleet.max_batch[lane] / fleet.longest_s[lane]
+    role = ROLE if not fleet.likes_prefill[lane] and fleet.likes_prefill.any() else 1.0
+    return role * (before - after) / idle
 
 
 @compiled
@@ -104,7 +120,7 @@ def _takes(
     kv: Floats,
 ) -> bool:
     return (
-        share <= _limit(fleet, lane, rules)
+        share <= rules.decode_load
         and _kv_fits(i, lane, queue, fleet, load.kv, tables, kv[lane])
         and _patient(i, lane, own, queue, fleet, load)
     )
@@ -114,17 +130,16 @@ def _takes(
 def hand_off_targets(
     i: int, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, kv: Floats, target: Ints
 ) -> None:
-    """The best lane to hand decodes to, by kind of engine: the fullest that is as tight already, else the emptiest."""
-    score = np.full(target.shape[0], -math.inf)
+    """The best lane to decode on, by kind of engine: where it costs least in prompts, else the emptiest."""
+    score = np.full(target.shape[0], math.inf)
     for lane in range(fleet.kind.shape[0]):
         if not may_keep(fleet, lane, rules.elastic):
             continue
         share = used(i, lane, queue, fleet, load)
-        as_tight = rules.pack and load.tightest_s[lane] <= queue.tpot_s[i]
-        merit = share if as_tight else -1.0 - share
+        cost = loss(i, lane, queue, fleet, load, rules.elastic) if rules.pack else share
         kind = fleet.kind[lane]
-        if merit > score[kind] and _takes(i, lane, False, share, queue, fleet, load, tables, rules, kv):
-            score[kind], target[kind] = merit, lane
+        if cost < score[kind] and _takes(i, lane, False, share, queue, fleet, load, tables, rules, kv):
+            score[kind], target[kind] = cost, lane
 
 
 @compiled
@@ -144,21 +159,18 @@ def decode_lane(
     handed = target[fleet.kind[lane]]
     if handed == lane:
         return lane
-    if handed >= 0 and _wait_s(handed, fleet, load, rules) > queue.due_s[i] - finish_s + queue.tpot_s[i]:
+    if (
+        handed >= 0
+        and finish_s + head_start_s(handed, queue.tpot_s[i], fleet, load, rules.hop_s, rules.elastic) > queue.due_s[i]
+    ):
         handed = -1
     if may_keep(fleet, lane, rules.elastic):
-        base_s = fleet.base[lane].max()
-        idle_hand_off = queue.tpot_s[i] >= load.tightest_s[lane] or base_s < CHEAP_BASE * queue.tpot_s[i]
         share = used(i, lane, queue, fleet, load)
-        if (idle_hand_off or handed < 0) and _takes(i, lane, True, share, queue, fleet, load, tables, rules, kv):
+        saved = 0.0
+        if handed >= 0:
+            saved = loss(i, lane, queue, fleet, load, rules.elastic)
+            saved -= loss(i, handed, queue, fleet, load, rules.elastic)
+        if saved <= HAND_OFF and _takes(i, lane, True, share, queue, fleet, load, tables, rules, kv):
             return lane
-    fits_here = load.kv[lane, 0] + queue.tokens[i] + fleet.block[lane] <= fleet.kv[lane]
+    fits_here = load.kv[lane].max() + queue.tokens[i] + fleet.block[lane] <= fleet.kv[lane]
     return handed if fits_here else -1
-
-
-@compiled
-def _wait_s(lane: int, fleet: Fleet, load: Load, rules: Rules) -> float:
-    """How long after its first token a decoder that is handed over may have to wait for its second."""
-    step_s = batch_s(fleet, lane, load.decoders[lane] + 1, load.extra_s[lane])
-    busy_s = fleet.longest_s[lane] if may_take(fleet, lane, rules.elastic) else step_s
-    return rules.hop_s + busy_s + step_s

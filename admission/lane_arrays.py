@@ -223,3 +223,28 @@ def ends_after(fleet: Fleet, load: Load, lane: int, work: float) -> float:
     total = load.backlog[lane] + work
     busy_s = drain_s(fleet, lane, total, decoders, load.chunk[lane], load.full_s[lane], load.extra_s[lane])
     return fleet.ready_s[lane] + load.first_s[lane] + busy_s
+
+
+@compiled
+def may_take(fleet: Fleet, lane: int, elastic: bool) -> bool:
+    """Whether prompts go to this lane: to those that prefer them, or to all that may."""
+    return fleet.prefills[lane] and (elastic or fleet.likes_prefill[lane] or not fleet.likes_prefill.any())
+
+
+@compiled
+def may_keep(fleet: Fleet, lane: int, elastic: bool) -> bool:
+    """Whether decodes go to this lane."""
+    return fleet.decodes[lane] and (elastic or fleet.likes_decode[lane] or not fleet.likes_decode.any())
+
+
+@compiled
+def head_start_s(lane: int, tpot_s: float, fleet: Fleet, load: Load, hop_s: float, elastic: bool) -> float:
+    """How much before its deadline a prompt must be done whose decoder goes to this lane.
+
+    The lane may be in the middle of its longest batch when the KV comes, and the second token waits for its end.
+    """
+    step_s = batch_s(fleet, lane, load.decoders[lane] + 1, load.extra_s[lane])
+    busy_s = (
+        fleet.longest_s[lane] if may_take(fleet, lane, elastic) or load.seqs[lane] > load.decoders[lane] else step_s
+    )
+    return max(0.0, hop_s + busy_s + step_s - tpot_s)

@@ -10,9 +10,8 @@ only not pile up on them: a worker gets more when it is about to be idle, and un
 import numpy as np
 
 from admission.core import kv_of
-from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Floats, Ints, Load
+from admission.lane_arrays import Fleet, Floats, Ints, Load, may_keep, may_take
 from admission.request_arrays import SEND, Placed, Queue, Rules
 
 LOOSE_SEATS = 0.75
@@ -70,7 +69,7 @@ def _decoder(
             continue
         if (best < 0 or load.seqs[at] < load.seqs[best]) and _holds(i, at, queue, fleet, load, tables, kv):
             best = at
-    fits_here = load.all_kv[lane, 0] + queue.tokens[i] + fleet.block[lane] <= fleet.kv[lane]
+    fits_here = load.all_kv[lane].max() + queue.tokens[i] + fleet.block[lane] <= fleet.kv[lane]
     return best if fits_here else -1
 
 

@@ -47,10 +47,9 @@ class PlannerOptions:
         if self.best_effort_share >= 1:
             raise ValueError("best_effort_share must leave something for promises")
 
-    @property
-    def stretch(self) -> float:
-        """How much longer than on an engine of its own promised work is expected to take."""
-        return (1 + self.margin) / (1 - self.best_effort_share)
+    def stretch(self, shared: bool) -> float:
+        """How much longer than on an engine of its own promised work may take; ``shared`` with best effort."""
+        return (1 + self.margin) / (1 - (self.best_effort_share if shared else 0.0))
 
     @property
     def bind_after_s(self) -> float:

@@ -12,13 +12,17 @@ import math
 import numpy as np
 
 from admission.core import work_of
-from admission.decode_target import after_all, decode_lane, delay_s, hand_off_targets, may_take
+from admission.decode_target import after_all, decode_lane, delay_s, hand_off_targets, loss
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Floats, Ints, Load, ends_after, refresh
+from admission.lane_arrays import Fleet, Floats, Ints, Load, ends_after, head_start_s, may_take, refresh
 from admission.request_arrays import HOLD, SEND, Placed, Queue, Rules
 
 STRAY = 0.25
 """A prompt goes to a worker that does not prefer prompts if it ends earlier by this share of its own time there."""
+
+
+PRICE_S = 0.5
+"""Seconds by which a prompt may end later to spare a worker the loss of its whole prompt rate to a tight decode."""
 
 
 @compiled
@@ -36,25 +40,30 @@ def promise(
             continue
         target = np.full(fleet.kind.max() + 1, -1, np.int64)
         hand_off_targets(i, queue, fleet, load, tables, rules, kv, target)
-        lane = -1
+        lane = decode = -1
         best_s = best_score = math.inf
         for at in range(fleet.kind.shape[0]):
             if not may_take(fleet, at, rules.elastic):
                 continue
             finish_s = ends_after(fleet, load, at, _work(i, queue, fleet, at))
-            stray_s = 0.0 if fleet.likes_prefill[at] else STRAY * (finish_s - load.end_s[at])
-            if finish_s > queue.due_s[i] or finish_s + stray_s >= best_score:
+            if finish_s > queue.due_s[i] or finish_s >= best_score:
                 continue
-            if decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target) >= 0:
-                lane, best_s, best_score = at, finish_s, finish_s + stray_s
+            stray_s = 0.0 if fleet.likes_prefill[at] else STRAY * (finish_s - load.end_s[at])
+            to = decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target)
+            if to < 0:
+                continue
+            score = (
+                finish_s + stray_s + PRICE_S * (loss(i, to, queue, fleet, load, rules.elastic) if rules.pack else 0.0)
+            )
+            if score < best_score:
+                lane, decode, best_s, best_score = at, to, finish_s, score
         if lane < 0:
             continue
-        decode = decode_lane(i, lane, best_s, queue, fleet, load, tables, rules, kv, target)
         placed.prefill[i], placed.decode[i] = lane, decode
         placed.start_s[i], placed.finish_s[i] = load.end_s[lane] - load.first_s[lane], best_s
         work = _work(i, queue, fleet, lane)
         placed.action[i] = SEND if _binds(i, lane, work, queue, load, budget[lane, column[i]], rules) else HOLD
-        _commit(i, lane, decode, work, placed, queue, fleet, load, kv)
+        _commit(i, lane, decode, work, placed, queue, fleet, load, rules, kv)
 
 
 @compiled
@@ -84,7 +93,16 @@ def _binds(i: int, lane: int, work: float, queue: Queue, load: Load, budget: flo
 
 @compiled
 def _commit(
-    i: int, lane: int, decode: int, work: float, placed: Placed, queue: Queue, fleet: Fleet, load: Load, kv: Floats
+    i: int,
+    lane: int,
+    decode: int,
+    work: float,
+    placed: Placed,
+    queue: Queue,
+    fleet: Fleet,
+    load: Load,
+    rules: Rules,
+    kv: Floats,
 ) -> None:
     if load.backlog[decode] > 0 and not (decode == lane and after_all(i, lane, queue, load)):
         load.slack_s[decode] -= delay_s(i, decode, queue, fleet, load)
@@ -105,5 +123,8 @@ def _commit(
         load.sent[lane] += work
     refresh(fleet, load, decode)
     refresh(fleet, load, lane)
-    load.last_due_s[lane] = max(load.last_due_s[lane], queue.due_s[i])
-    load.slack_s[lane] = min(load.slack_s[lane], queue.due_s[i] - placed.finish_s[i])
+    due_s = queue.due_s[i]
+    if decode != lane:
+        due_s -= head_start_s(decode, queue.tpot_s[i], fleet, load, rules.hop_s, rules.elastic)
+    load.last_due_s[lane] = max(load.last_due_s[lane], due_s)
+    load.slack_s[lane] = min(load.slack_s[lane], due_s - placed.finish_s[i])

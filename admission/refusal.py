@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, ends_after
+from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, ends_after, may_keep, may_take
 from admission.memory import HORIZONS
 from admission.plan import ClusterState, Held
 from admission.request_arrays import Queue

@@ -8,9 +8,20 @@ from typing import cast
 import numpy as np
 
 from admission.core import TICKS, budgets, kv_of, line_up, shared_budget, tally
-from admission.decode_target import may_keep, may_take
 from admission.jit import compiled
-from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, drain_s, empty_load, fleet_of, lane_numbers
+from admission.lane_arrays import (
+    Bools,
+    Fleet,
+    Floats,
+    Ints,
+    Load,
+    drain_s,
+    empty_load,
+    fleet_of,
+    lane_numbers,
+    may_keep,
+    may_take,
+)
 from admission.memory import BINS, HORIZONS, Survival
 from admission.options import PlannerOptions
 from admission.plan import ClusterState, Held
@@ -32,6 +43,7 @@ class Situation:
     """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane."""
 
     lanes: Sequence[str]
+    stretch: float
     fleet: Fleet
     load: Load
     demands: Demands
@@ -71,22 +83,26 @@ def situation(
     rows.update(state.survival if options.memory == "survival" else None)
     lanes = sorted(state.workers)
     numbers = {name: i for i, name in enumerate(lanes)}
-    fleet = fleet_of((state.workers[name] for name in lanes), now_s, options.stretch, options.longest_batch_s)
-    load = empty_load(len(lanes))
     table = table_of(state.running)
     running = table.columns
+    shared = any(one.objective is None or one.deferred for one in held) or bool(np.isinf(running["tpot_s"]).any())
+    stretch = options.stretch(shared)
+    fleet = fleet_of((state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_s)
+    load = empty_load(len(lanes))
     lane_of = lane_numbers(table.worker_names.index, numbers)
     lane, slack, tpot = np.empty(len(table), np.int64), np.empty(len(table)), np.empty(len(table))
     tiers = rows.of(table.tier_names)
     count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
     waiting = np.flatnonzero(running["todo"])
     order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
-    line_up(running, order, lane_of, fleet, load, now_s, state.hop_s)
+    line_up(running, order, lane_of, fleet, load, now_s, state.hop_s, options.elastic)
     lane, slack, tpot = lane[:count], slack[:count], tpot[:count]
     by = np.argsort(lane * 2.0**41 + tpot)
     queue = _queue(held, numbers, rows, now_s, state.hop_s, options)
     demands = Demands(lane[by], slack[by], tpot[by])
-    return Situation(lanes, fleet, load, demands, rows.tables, queue, zero_load_s(queue, fleet, options.elastic))
+    return Situation(
+        lanes, stretch, fleet, load, demands, rows.tables, queue, zero_load_s(queue, fleet, options.elastic)
+    )
 
 
 def _queue(

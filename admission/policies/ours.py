@@ -46,7 +46,6 @@ class _Cycle:
     held: list[Held]
     at: Situation
     placed: Placed
-    stretch: float
     dispatch: dict[str, Decision] = field(default_factory=dict)
     defer: dict[str, Decision] = field(default_factory=dict)
     reject: dict[str, Decision] = field(default_factory=dict)
@@ -71,7 +70,7 @@ class Ours:
             return Plan({}, {}, {})
         held = sorted(state.held, key=_urgency)
         at = situation(state, held, now_s, self._options, self._rows)
-        cycle = _Cycle(state, now_s, held, at, nothing_placed(len(held)), self._options.stretch)
+        cycle = _Cycle(state, now_s, held, at, nothing_placed(len(held)))
         rules = self._rules(cycle)
         hopeful = self._hopeful(cycle)
         self._promise(cycle, hopeful, rules)
@@ -229,7 +228,7 @@ def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int |
     if i is not None and math.isfinite(placed["finish_s"][i]):
         decode = placed["decode"][i]
         latency = cycle.state.workers[at.lanes[decode]].latency
-        finish_s = float(placed["finish_s"][i]) / cycle.stretch  # what is expected, without the margin
+        finish_s = float(placed["finish_s"][i]) / at.stretch  # what is expected, without the margin
         ttft_ms = (cycle.now_s + cycle.state.hop_s + finish_s - one.arrival_s) * 1e3
         tpot_ms = latency.decode_seconds(int(at.load["decoders"][decode]), int(at.load["context"][decode])) * 1e3
     thinking_s = objective.thinking_tpot_s if objective else None

@@ -73,7 +73,7 @@ class Engine:
         latency, limit = self.worker.latency, self.worker.max_batch_tokens
         here = [job for job in self.jobs if job.ready_s <= now_s + 1e-12]
         decodes = [job for job in here if not job.todo and job.promised]
-        prompts = sorted((job for job in here if job.todo and job.promised), key=Job.due_s)
+        prompts = sorted((job for job in here if job.todo and job.promised), key=self.urgency_s)
         loose = [job for job in here if not job.promised]
         taken = [(job, 1) for job in decodes]
         seconds = self._seconds(taken)
@@ -91,8 +91,16 @@ class Engine:
                 taken.append((job, n))
                 left -= n
             if n == job.todo and job.promised:  # its first token comes when this batch ends
-                room_s = min(room_s, max(self._seconds(taken), job.due_s() - HOP_S - now_s))
+                room_s = min(room_s, max(self._seconds(taken), self.urgency_s(job) - HOP_S - now_s))
         return taken, self._seconds(taken)
+
+    def urgency_s(self, job: Job) -> float:
+        """When a prompt must be done: earlier if its decoder goes elsewhere, where a batch may be under way."""
+        objective = job.held.objective
+        assert objective is not None
+        elsewhere = job.decision is not None and job.decision.decode_worker != self.worker.id
+        head_start_s = max(0.0, 1.5 * LONGEST_S - objective.tpot_s) if elsewhere else 0.0
+        return job.due_s() - head_start_s
 
     def _seconds(self, taken: Sequence[tuple[Job, int]]) -> float:
         if not taken:

@@ -59,9 +59,8 @@ def test_the_compiled_budgets_are_the_defined_ones(first: list[Demand], second: 
 
 @given(st.lists(demand, max_size=8), time_us)
 def test_a_faster_engine_never_has_a_smaller_budget(demands: list[Demand], at_us: int) -> None:
-    slow = budget_tokens(MODEL, 2048, demands, 0, at_us, stretch=1.5)
-    assert budget_tokens(MODEL, 2048, demands, 0, at_us) >= min(slow, 0.0)
-    assert budget_tokens(MODEL, 2048, demands, 0, at_us) >= slow or slow < 0
+    fast, slow = (budget_tokens(MODEL, 2048, demands, 0, at_us, stretch=stretch) for stretch in (1.0, 1.5))
+    assert fast >= slow - 1e-6
 
 
 def test_the_shared_budget_leaves_out_backlogs_and_other_lanes_and_never_falls() -> None:

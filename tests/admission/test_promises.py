@@ -5,6 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from admission.options import PlannerOptions
 from admission.plan import Worker
 from admission.policies.ours import Ours
 from common.latency_model import LatencyModel, Piece
@@ -61,3 +62,23 @@ def test_no_promise_is_broken_and_everything_ends(seed: int, name: str, rate: fl
     assert max((job.late_by_s() for job in promised), default=0.0) <= 1e-9
     assert all(job.rejected or len(job.times_s) == job.output for job in jobs)
     assert all(used <= w.total_blocks * w.block_size for w in workers for used in [follower.most_kv[w.id]])
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)))
+@settings(max_examples=20, deadline=None)
+def test_no_promise_is_broken_where_roles_are_kept(seed: int, name: str) -> None:
+    rng = random.Random(seed)
+    workers, jobs = fleet(rng, MODELS[name]), workload(rng, 40, MODELS[name], 10.0)
+    Follower(Ours(PlannerOptions(elastic=False)), workers).run(jobs)
+    assert max((job.late_by_s() for job in jobs if job.promised), default=0.0) <= 1e-9
+    assert all(job.rejected or len(job.times_s) == job.output for job in jobs)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_best_effort_is_served_while_promises_keep_all_workers_busy(seed: int) -> None:
+    rng = random.Random(seed)
+    jobs = workload(rng, 60, MODELS["small"], 30.0)
+    loose = Job(make_held(objective=None, need_tokens=400, max_tokens=5, arrival_s=100.0, patience_s=1e5), 5)
+    Follower(Ours(), [make_worker(id="a", latency=MODELS["small"])]).run([loose, *jobs])
+    assert loose.times_s[0] < max(job.held.arrival_s for job in jobs) + 5.0

@@ -1,0 +1,97 @@
+"""The list schedule: compiled and as plain Python, and never over a worker's limits."""
+
+import random
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from admission.jit import plain
+from admission.leftover import fill
+from admission.options import PlannerOptions
+from admission.placement import promise
+from admission.request_arrays import HOLD, SEND, WAIT, Rules, nothing_placed
+from admission.situation import Situation, TableRows, budgets_by, situation
+from common.slo import Objective
+from tests.admission.test_promises import MODELS, fleet
+from tests.factories import make_held, make_running, make_state
+
+NOW_S = 100.0
+RULES = Rules(0.007, 0.002, 0.9, 0.7, True, True, 0.05)
+
+
+def drawn(seed: int) -> Situation:
+    rng = random.Random(seed)
+    workers = fleet(rng, MODELS[rng.choice(sorted(MODELS))])
+    running = [
+        make_running(
+            prefill_worker=rng.choice(workers).id,
+            decode_worker=rng.choice(workers).id,
+            todo_tokens=rng.choice([0, 0, 800]),
+            context_tokens=800,
+            objective=None if rng.random() < 0.2 else Objective(99.0, 1.0, rng.choice([0.02, 0.1])),
+        )
+        for _ in range(rng.randint(0, 12))
+    ]
+    held = [
+        make_held(
+            need_tokens=rng.randint(10, 3000),
+            objective=Objective(99.9, rng.uniform(0.1, 3.0), rng.choice([0.02, 0.05, 0.1])),
+        )
+        for _ in range(rng.randint(1, 20))
+    ]
+    held.sort(key=lambda one: one.objective.prefill_due_s if one.objective else 0.0)
+    state = make_state(held, running, workers={worker.id: worker for worker in workers})
+    return situation(state, held, NOW_S, PlannerOptions(), TableRows())
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
+    outcomes = []
+    for as_source in (False, True):
+        at = drawn(seed)
+        each, _ = budgets_by(at, at.queue["due_s"], True)
+        count = len(at.queue["due_s"])
+        placed, order = nothing_placed(count), np.arange(count)
+        arrays: list[Any] = [at.queue, at.fleet, at.load, placed]
+        if as_source:
+            arrays = [np.asarray(array).view(np.recarray) for array in arrays]
+        queue, lanes, load, where = arrays
+        (plain(promise) if as_source else promise)(order, queue, lanes, load, at.tables, each, order, RULES, where)
+        rest = np.flatnonzero(placed["action"] == WAIT)
+        (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, where)
+        outcomes.append([placed[name].tolist() for name in ("action", "prefill", "decode", "finish_s")])
+    assert outcomes[0] == outcomes[1]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_promises_are_in_time_and_kv_and_sequences_fit(seed: int) -> None:
+    at = drawn(seed)
+    before = at.load["kv"].max(axis=1).copy()
+    each, _ = budgets_by(at, at.queue["due_s"], True)
+    count = len(at.queue["due_s"])
+    placed, order = nothing_placed(count), np.arange(count)
+    promise(order, at.queue, at.fleet, at.load, at.tables, each, order, RULES, placed)
+    for i in np.flatnonzero(placed["action"] != WAIT):
+        assert placed["action"][i] in (HOLD, SEND)
+        assert placed["finish_s"][i] <= at.queue["due_s"][i]
+    assert (at.load["kv"].max(axis=1) <= np.maximum(at.fleet["kv"], before)).all()
+    assert (at.load["decoders"] <= np.maximum(at.fleet["max_seqs"], 12)).all()
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_worker_idles_while_best_effort_that_fits_waits(seed: int) -> None:
+    at = drawn(seed)
+    count = len(at.queue["due_s"])
+    placed = nothing_placed(count)
+    fill(np.arange(count), at.queue, at.fleet, at.load, at.tables, RULES, placed)
+    left = placed["action"] == WAIT
+    for lane in range(len(at.lanes)):
+        idle = at.load["backlog"][lane] <= 0 and at.load["loose_tokens"][lane] <= 0
+        seats = at.load["seqs"][lane] + 1 <= 0.75 * at.fleet["max_seqs"][lane]
+        need = at.queue["tokens"][left] + at.queue["left"][left] + 16
+        assert not (idle and seats and (at.load["all_kv"][lane].max() + need <= at.fleet["kv"][lane]).any())
