@@ -125,7 +125,8 @@ async def test_one_request_is_one_trace_without_orphans_or_prompts(
 ) -> None:
     await whole(cluster, bus)
     async with session(cluster.url) as client:
-        answer = await generate(client, prompt="import secret_module_name", max_tokens=30, ignore_eos=True)
+        slo = {"ttft_ms": 30_000, "tpot_ms": 1000}
+        answer = await generate(client, prompt="import secret_module_name", max_tokens=30, ignore_eos=True, slo=slo)
     request_id = answer["request_id"]
     wanted = {"POST /generate", "send requests.chat", "admission", "prefill", "kv.transfer", "decode"}
 

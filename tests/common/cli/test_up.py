@@ -48,6 +48,10 @@ class Up:
         return await self.process.wait()
 
 
+FIXED_ROLES = {"SLOS_PREFILL_MAY": "prefill", "SLOS_DECODE_MAY": "decode"}
+"""An answer needs both workers, so that one that has just been started again is known to run."""
+
+
 @asynccontextmanager
 async def running(data: Path, *options: str) -> AsyncIterator[Up]:
     port = free_port()
@@ -58,7 +62,8 @@ async def running(data: Path, *options: str) -> AsyncIterator[Up]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=data,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("SLOS_", "OTEL_"))},
+        env={name: value for name, value in os.environ.items() if not name.startswith(("SLOS_", "OTEL_"))}
+        | FIXED_ROLES,
     )
     up = Up(process, f"http://127.0.0.1:{port}", data)
     try:
