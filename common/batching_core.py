@@ -270,6 +270,10 @@ def _make_room(t: Table, at: Floats, i: int, need: int) -> bool:
 
 @compiled
 def _may_preempt(t: Table, i: int, v: int) -> bool:
-    if not t.rows.promised[i] or v == i or t.rows.granted[v] >= 0 or t.rows.is_preempted[v]:
+    rows = t.rows
+    if v == i or rows.granted[v] >= 0 or rows.is_preempted[v]:
         return False
-    return not t.rows.promised[v] or (t.rows.running[i] and t.rows.arrival[v] > t.rows.arrival[i])
+    if rows.promised[i] != rows.promised[v]:
+        return bool(rows.promised[i])
+    later = rows.arrival[v] > rows.arrival[i] or (rows.arrival[v] == rows.arrival[i] and v > i)
+    return bool(rows.running[i] and later)

@@ -78,6 +78,7 @@ class Filling:
         self.tokens = self.seqs = self.kv_tokens = self.drafts = 0
         self.attended = 0.0
         self._state, self._now_s = state, now_s
+        self._row = {c.id: row for row, c in enumerate(rows)}
         self._victims = sorted([c for c in rows if c.running], key=lambda c: (c.promised, -c.arrival_s))
         self._free = state.free_blocks
         self._running = len(self._victims)
@@ -272,6 +273,12 @@ class Filling:
         return True
 
     def _may_preempt(self, c: Candidate, victim: Candidate) -> bool:
-        if not c.promised or victim.id == c.id or victim.id in self.granted or victim.id in self.preempted:
+        """A promise goes before best effort; among equals who runs goes before who came later, or all would wait."""
+        if victim.id == c.id or victim.id in self.granted or victim.id in self.preempted:
             return False
-        return not victim.promised or (c.running and victim.arrival_s > c.arrival_s)
+        if c.promised != victim.promised:
+            return c.promised
+        return c.running and self._came(victim) > self._came(c)
+
+    def _came(self, c: Candidate) -> tuple[float, int]:
+        return c.arrival_s, self._row[c.id]

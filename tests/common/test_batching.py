@@ -90,15 +90,26 @@ def need(state: BatchState, row: Candidate, tokens: int) -> int:
 
 @given(states(), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
-def test_only_best_effort_and_later_arrivals_are_preempted_and_only_for_promises(state: BatchState, seed: int) -> None:
+def test_only_best_effort_and_later_arrivals_are_preempted(state: BatchState, seed: int) -> None:
     batch = form_batch(state, NOW_S)
     rows = {row.id: row for row in state.columns.rows()}
-    gainers = [rows[id_] for id_ in batch.tokens if rows[id_].promised]
     for id_ in batch.preempt:
-        assert rows[id_].running
-        assert gainers
-        if rows[id_].promised:
-            assert min(row.arrival_s for row in gainers if row.running) < rows[id_].arrival_s
+        victim = rows[id_]
+        gainers = [rows[name] for name in batch.tokens]
+        before = [row for row in gainers if row.running and row.arrival_s <= victim.arrival_s]
+        assert victim.running
+        if victim.promised:
+            assert any(row.promised for row in before)
+        else:
+            assert before or any(row.promised for row in gainers)
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_decodes_that_all_need_a_block_when_none_is_free_do_not_wait_for_each_other(promised: bool) -> None:
+    rows = [Candidate(f"r{i}", 1, 112, arrival_s=float(i), promised=promised) for i in range(3)]
+    batch = form_batch(BatchState(Columns.of(rows), MODELS[0], 0, 16, 2048, 64), NOW_S)
+    assert set(batch.tokens) == {"r0", "r1"}
+    assert batch.preempt == ("r2",)
 
 
 @given(states())
