@@ -9,6 +9,8 @@ from collections import deque
 WINDOW_S = 30.0
 SAMPLES = 128
 QUANTILE = 0.9
+PRIOR = 9
+"""The floor counts as so many samples: one slow start does not take everybody's promises away."""
 MOST_S = 2.0
 
 
@@ -27,7 +29,5 @@ class HopEstimate:
         """What a prediction must add at ``now_s``."""
         while self._seen and self._seen[0][0] < now_s - WINDOW_S:
             self._seen.popleft()
-        if not self._seen:
-            return self._floor_s
-        ordered = sorted(late_s for _, late_s in self._seen)
+        ordered = sorted([self._floor_s] * PRIOR + [late_s for _, late_s in self._seen])
         return max(self._floor_s, ordered[int(QUANTILE * (len(ordered) - 1))])
