@@ -170,9 +170,21 @@ def count_due(slack: Floats, tpot: float, times: Floats, tokens: Floats, rounds:
             active += 1
         if active:
             whole = math.floor(time / tpot)
-            reached = np.searchsorted(phases[:active], time - whole * tpot, side="right")
-            tokens[h] += active * whole - skipped + reached
+            tokens[h] += active * whole - skipped + _reached(phases, active, time - whole * tpot)
             rounds[h] = max(rounds[h], math.floor((time - slack[0]) / tpot) + 1)
+
+
+@compiled
+def _reached(phases: Floats, active: int, phase: float) -> int:
+    """How many of the first ``active`` phases, which are sorted, are at most ``phase``."""
+    low, high = 0, active
+    while low < high:
+        middle = (low + high) // 2
+        if phases[middle] <= phase:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @compiled

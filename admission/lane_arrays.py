@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from admission.jit import compiled
 from admission.memory import HORIZONS, KV_LIMIT
 from admission.plan import Worker
-from common.latency_model import Batch
+from common.latency_model import Batch, LatencyModel
 from common.messages import Stage
 
 Floats = NDArray[np.float64]
@@ -120,21 +121,10 @@ def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float = 1.0, long
     kinds: dict[str, int] = {}
     rows = []
     for worker in workers:
-        latency = worker.latency
-        pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
-        k_token = [piece.k_token * stretch for piece in pieces]
-        fit = worker.max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
-        max_batch = min(worker.max_batch_tokens, max(LEAST_BATCH, fit))
         prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
         rows.append(
             (
-                k_token,
-                [piece.base * stretch for piece in pieces],
-                latency.k_seq * stretch,
-                latency.k_kv * stretch,
-                latency.k_attn * stretch / max(k_token),
-                max_batch,
-                stretch * latency.seconds(Batch(max_batch, seqs=1)),
+                *_costs(worker.latency, worker.max_batch_tokens, stretch, longest_s),
                 worker.max_seqs,
                 KV_LIMIT * worker.total_blocks * worker.block_size,
                 worker.block_size,
@@ -148,6 +138,24 @@ def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float = 1.0, long
             )
         )
     return cast(Fleet, np.array(rows, dtype=FLEET))
+
+
+@lru_cache(maxsize=1024)
+def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest_s: float) -> tuple[Any, ...]:
+    """The first columns of a lane, up to ``longest_s``."""
+    pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
+    k_token = tuple(piece.k_token * stretch for piece in pieces)
+    fit = max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
+    max_batch = min(max_batch_tokens, max(LEAST_BATCH, fit))
+    return (
+        k_token,
+        tuple(piece.base * stretch for piece in pieces),
+        latency.k_seq * stretch,
+        latency.k_kv * stretch,
+        latency.k_attn * stretch / max(k_token),
+        max_batch,
+        stretch * latency.seconds(Batch(max_batch, seqs=1)),
+    )
 
 
 def empty_load(lanes: int) -> Load:

@@ -36,7 +36,7 @@ def promise(
     """
     kv = np.empty((fleet.kv.shape[0], load.kv.shape[1]))
     for i in order:
-        if not _some_lane_ends_by(queue.due_s[i], fleet, load, rules.elastic):
+        if not _some_lane_ends_by(i, queue, fleet, load, rules.elastic):
             continue
         target = np.full(fleet.kind.max() + 1, -1, np.int64)
         hand_off_targets(i, queue, fleet, load, tables, rules, kv, target)
@@ -67,9 +67,12 @@ def promise(
 
 
 @compiled
-def _some_lane_ends_by(due_s: float, fleet: Fleet, load: Load, elastic: bool) -> bool:
-    for lane in range(fleet.kind.shape[0]):  # noqa: SIM110 (numba compiles no generator)
-        if load.end_s[lane] < due_s and may_take(fleet, lane, elastic):
+def _some_lane_ends_by(i: int, queue: Queue, fleet: Fleet, load: Load, elastic: bool) -> bool:
+    """Whether any lane could end the prompt in time: cheap to know before anything else."""
+    for lane in range(fleet.kind.shape[0]):
+        if load.end_s[lane] >= queue.due_s[i] or not may_take(fleet, lane, elastic):
+            continue
+        if ends_after(fleet, load, lane, _work(i, queue, fleet, lane)) <= queue.due_s[i]:
             return True
     return False
 

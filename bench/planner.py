@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def _select(some: Sequence[Candidate], budget: Sequence[float], kv: float) -> np
 
 
 class Fleet:
-    """Workers full of decoders, and requests that want in: more than there is room for."""
+    """Workers full of decoders that they can just keep up with, and more requests than there is room for."""
 
     def __init__(self, workers: int, decoders: int, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -127,14 +128,20 @@ class Fleet:
         for cycle in range(plans):
             for _ in range(4):
                 held[self._rng.randrange(hold)] = self._held()
+            for _ in range(4):
                 done = self._table[self._rng.randrange(len(self._table))]
                 self._table.remove(done.id)
                 self._table.put(self._running(done.decode_worker))
             state = ClusterState(cycle, list(held), self._table, self._workers, 0.002, self._survival)
             wall, core = time.perf_counter(), time.thread_time()
-            policy.plan(state, NOW_S)
+            plan = policy.plan(state, NOW_S)
             walls.append((time.perf_counter() - wall) * 1e3)
             cores.append((time.thread_time() - core) * 1e3)
+            for i, one in enumerate(held):
+                if one.id in plan.dispatch or one.id in plan.reject:
+                    held[i] = self._held()
+                elif one.id in plan.defer:
+                    held[i] = replace(one, deferred=True)
         return walls, cores
 
     def _name(self) -> str:
@@ -148,15 +155,12 @@ class Fleet:
         arrival_s = NOW_S - rng.uniform(0, 0.1)
         objective = Objective(arrival_s, slowdown * H100.prefill_seconds(prompt, 8192), tpot_s)
         rounds = rng.choice((0, 1, 2)) if tier == "tool" else 0
-        deferred = rng.random() < 0.9  # most of what waits under overload has been told so
-        return Held(
-            self._name(), tier, prompt, 1024, arrival_s, objective, 1.0, Overload.DEFER, 60.0, deferred, round=rounds
-        )
+        return Held(self._name(), tier, prompt, 1024, arrival_s, objective, 1.0, Overload.DEFER, 60.0, round=rounds)
 
     def _running(self, worker: str) -> Running:
         rng = self._rng
         tier, _, tpot_s = rng.choice(TIERS)
-        generated, prompt = rng.randint(1, 200), rng.randint(16, 1500)
+        generated, prompt = rng.randint(1, 200), rng.randint(16, 400)
         first_s = NOW_S - generated * tpot_s * rng.uniform(0.8, 1.0)
         objective = Objective(first_s - 0.2, rng.uniform(0.2, 1.0), tpot_s)
         return Running(

@@ -160,10 +160,10 @@ class Ours:
         return [i for i in waiting if held[i].id not in cycle.reject]
 
     def _lose_patience(self, cycle: _Cycle, waiting: list[int]) -> None:
-        """Refuse what would wait longer for left-over capacity than its sender wants to, even if nothing else came."""
-        load, queue = cycle.at.load, cycle.at.queue
-        usable = takers(cycle.at.fleet, self._options.elastic)
-        rate = float((load["chunk"][usable] / np.maximum(load["full_s"][usable], 1e-9)).sum())
+        """Refuse what would wait longer than its sender wants to even if nothing else came and all decoders left."""
+        load, queue, fleet = cycle.at.load, cycle.at.queue, cycle.at.fleet
+        usable = takers(fleet, self._options.elastic)
+        rate = float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
         ahead = float(load["backlog"][usable].sum() + load["loose_tokens"][usable].sum())
         for i in waiting:
             if cycle.placed["action"][i] != WAIT:
