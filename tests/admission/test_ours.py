@@ -262,46 +262,6 @@ def test_more_fits_when_outputs_are_known_to_be_short() -> None:
     assert len(plan(state).dispatch) > len(plan(state, memory="reserve").dispatch)
 
 
-# best effort
-
-
-def test_work_without_a_promise_runs_on_an_idle_worker() -> None:
-    held = make_held(objective=None)
-    decision = plan(make_state([held])).dispatch[held.id]
-    assert (decision.verdict, decision.reason) == (Verdict.DEFERRED, "best_effort")
-
-
-def test_under_load_each_worker_has_one_best_effort_prompt_and_no_more() -> None:
-    held = [make_held(objective=None) for _ in range(3)]
-    state = state_of(held, [make_worker(id="a")], busy("a"))
-    assert list(plan(state).dispatch) == [held[0].id]
-    assert not plan(state, best_effort_share=0.0).dispatch
-
-
-def test_the_longest_waiting_goes_first_and_offline_work_after_deferred_work() -> None:
-    offline = make_held(objective=None, arrival_s=NOW_S - 50, patience_s=1e5)
-    late = make_held(objective=due_in(0.001), deferred=True, arrival_s=NOW_S - 5)
-    later = make_held(objective=due_in(0.001), deferred=True, arrival_s=NOW_S - 1)
-    state = state_of([offline, later, late], [make_worker(id="a")], busy("a"))
-    assert list(plan(state).dispatch) == [late.id]
-    assert list(plan(state, offline_lag_s=10.0).dispatch) == [offline.id]
-
-
-def test_what_would_wait_longer_than_its_patience_is_told_so_at_once() -> None:
-    held = make_held(objective=due_in(0.5), patience_s=0.6)
-    outcome = plan(state_of([held], [make_worker(id="a")], busy("a")), best_effort_share=0.0)
-    assert outcome.reject[held.id].reason.startswith("patience")
-    assert held.id not in outcome.defer
-
-
-def test_best_effort_leaves_kv_to_promises_but_takes_none_that_is_used() -> None:
-    filler = make_running(objective=None, prefill_worker="a", decode_worker="a", context_tokens=1000, max_tokens=100)
-    small = make_worker(id="a", total_blocks=80)
-    promised, loose = make_held(need_tokens=500), make_held(need_tokens=500, objective=None)
-    assert promised.id in plan(state_of([promised], [small], [filler])).dispatch
-    assert loose.id not in plan(state_of([loose], [small], [filler])).dispatch
-
-
 # always
 
 
