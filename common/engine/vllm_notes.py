@@ -77,3 +77,5 @@ def _note(notes: dict[str, float], event: Event) -> None:
         notes["kv_transfer_ms"] = event.values[0]
     elif event.kind in (Kind.PULL_FAILED, Kind.PULL_LATE):
         notes["recomputed"] = 1.0
+        if event.kind == Kind.PULL_LATE:
+            notes["lease_expired"] = 1.0

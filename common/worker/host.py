@@ -17,7 +17,7 @@ from common.errors import BusError, BusUnavailable, EngineDead, EngineRefused, S
 from common.latency_model import LatencyModel
 from common.messages import Cancel, HandOff, KeepTrace, Stage, Work, WorkerState
 from common.settings import Settings
-from common.telemetry import tracing
+from common.telemetry import metrics, tracing
 from common.telemetry.logs import get_logger
 from common.worker import report
 from common.worker.calibrating import Calibrator, Profiles
@@ -86,6 +86,7 @@ class WorkerHost:
         if self._measure is not None:
             self._engine.latency = await self._measure(self._engine, facts)
         self._facts = facts
+        metrics.TOTAL_BLOCKS.set(facts.total_blocks)
         calibrator = Calibrator(self._engine, self.id, facts.fingerprint, self._profiles)
         log.info("engine ready", worker=self.id, model=self._facts.model, blocks=self._facts.total_blocks)
         self._outbox = Outbox(self._bus, self.id, self._lost)
