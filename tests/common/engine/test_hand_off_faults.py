@@ -23,6 +23,7 @@ async def test_a_pull_after_the_lease_is_recomputed(vllm_pool: VllmPool, referen
     rest = await decode(consumer, job, first)
     assert first.tokens + tokens_of(rest) == reference[job.prompt, job.sampling]
     assert notes_of(rest)["recomputed"] == 1
+    assert notes_of(rest)["lease_expired"] == 1
     assert "kv_transfer_ms" not in notes_of(rest)
 
 
