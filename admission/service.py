@@ -7,14 +7,14 @@ its predecessor held and adopts what was dispatched.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from admission.planning import Lead, Planning
 from admission.report import Report
 from common.bus.interface import START, Bus
 from common.errors import BusError, BusUnavailable, LeadershipLost
 from common.keys import ADMISSION
-from common.messages import Cancel, KeepTrace, WorkerState
+from common.messages import Cancel, KeepTrace, Known, WorkerState
 from common.settings import Settings
 from common.telemetry import tracing
 from common.telemetry.logs import get_logger
@@ -129,12 +129,19 @@ class AdmissionService:
                 if self._clock() > self._trust_silence_s:
                     for worker in silent:
                         await self._bury(worker, lead)
+                await self._introduce(cluster.states)
                 if set(cluster.workers) != before:
                     self._dirty.set()
                 self._report.fleet(cluster.states)
                 depths = await self._bus.depths(self._tiers.names)
                 self._report.depths(depths, len(self.planning.window), self._clock())
             await asyncio.sleep(WORKER_POLL_S)
+
+    async def _introduce(self, states: Mapping[str, WorkerState]) -> None:
+        """Tell new workers that they are planned with: until then the pipeline is not ready."""
+        for worker, state in states.items():
+            if state.ready and not state.known:
+                await self._bus.send(worker, Known(self._name))
 
     async def _bury(self, worker: str, lead: Lead) -> None:
         state = self._known.pop(worker, None)

@@ -23,7 +23,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether requests can be served")
 async def readyz(request: Request) -> Response:
-    """200 once the queue answers, a planner leads and a worker of each kind is live; else 503 and what is missing."""
+    """200 once the queue answers, a planner leads and knows a worker of each kind; else 503 and what is missing."""
     state = request.app.state
 
     async def checks() -> Mapping[str, bool]:
@@ -61,5 +61,5 @@ async def readiness(bus: Bus) -> Mapping[str, bool]:
 
 
 def _serves(worker: WorkerState) -> tuple[Stage, ...]:
-    up = worker.ready and not worker.draining and worker.prefers in worker.may
+    up = worker.ready and worker.known and not worker.draining and worker.prefers in worker.may
     return (worker.prefers,) if up else ()

@@ -56,16 +56,6 @@ class Seen:
         console.print(f"[red]failed:[/] {what}")
 
 
-async def planner_knows_both(client: httpx.AsyncClient) -> None:
-    """The planner looks at heartbeats a little later than ``/readyz``; until then one worker does both stages."""
-    for _ in range(100):
-        answer = await client.post("/generate", json={"prompt": PROMPT, "max_tokens": 2, "ignore_eos": True})
-        decision = answer.json()["decision"]
-        if decision["prefill_worker"] != decision["decode_worker"]:
-            return
-    raise RuntimeError("no request was handed over")
-
-
 async def send_plain(
     client: httpx.AsyncClient, prompts: Sequence[list[int]], answers: Sequence[list[int]], seen: Seen
 ) -> None:
@@ -195,7 +185,6 @@ async def run(folder: Path, receiver: OtlpReceiver) -> dict[str, Any]:
         start_pipeline(cluster)
         await cluster.ready()
         async with httpx.AsyncClient(base_url=cluster.url, timeout=120.0) as client:
-            await planner_knows_both(client)
             console.print("sending 60 requests ...")
             await send_plain(client, prompts, answers, seen)
             await send_streams(client, seen)

@@ -252,8 +252,18 @@ class KeepTrace:
 
 @message
 @dataclass(frozen=True, slots=True)
+class Known:
+    """admission -> worker: the leader plans with this worker from now on."""
+
+    planner: str
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """worker -> admission: registration and heartbeat in one; an id is never used by two processes.
+
+    ``ready`` says that its engine runs, ``known`` that a leader has told it so: the pipeline serves only then.
 
     ``fingerprint`` names everything that must be equal for KV to be exchanged (model, engine version, block
     size, dtype). ``latency`` is the worker's present latency model, ``address`` where peers reach its KV.
@@ -282,6 +292,7 @@ class WorkerState:
     started_s: float
     beat_s: float
     address: Mapping[str, Any] = field(default_factory=dict)
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +336,7 @@ class Profile:
 Reply = Frame | Decided
 """What an api replica receives."""
 
-Control = Cancel | KeepTrace
+Control = Cancel | KeepTrace | Known
 """What every process receives on its control stream."""
 
 

@@ -24,7 +24,6 @@ from common.messages import (
     Decision,
     End,
     Frame,
-    KeepTrace,
     Progress,
     Record,
     Reply,
@@ -113,7 +112,7 @@ def _control(_entry: str, name: str, value: bytes) -> Control:
         attempt, _, request_id = rest.partition(":")
         return Cancel(request_id, int(attempt), value.decode())
     message = decode_any(value)
-    if not isinstance(message, Cancel | KeepTrace):
+    if not isinstance(message, Control):
         raise CodecError(f"{type(message).__name__} is not a control message")
     return message
 

@@ -15,7 +15,7 @@ from common.bus.interface import START, Bus
 from common.engine.interface import Engine, Facts
 from common.errors import BusError, BusUnavailable, EngineDead, EngineRefused, SlosError
 from common.latency_model import LatencyModel
-from common.messages import Cancel, HandOff, KeepTrace, Stage, Work, WorkerState
+from common.messages import Cancel, Control, HandOff, KeepTrace, Known, Stage, Work, WorkerState
 from common.settings import Settings
 from common.telemetry import metrics, tracing
 from common.telemetry.logs import get_logger
@@ -73,6 +73,7 @@ class WorkerHost:
         self._met: set[str] = set()
         self._draining = False
         self._beaten = False
+        self._known = False
         self._died: asyncio.Future[None] | None = None
 
     def readiness(self) -> dict[str, bool]:
@@ -181,6 +182,7 @@ class WorkerHost:
             started_s=self._started_s,
             beat_s=self._clock(),
             address=self._engine.address(),
+            known=self._known,
         )
 
     async def _meet_loop(self) -> None:
@@ -221,7 +223,11 @@ class WorkerHost:
     def _room(self) -> int:
         return max(0, self._settings.max_num_seqs + SPARE_INTAKE - len(self._jobs))
 
-    async def _control(self, control: Cancel | KeepTrace) -> None:
+    async def _control(self, control: Control) -> None:
+        if isinstance(control, Known):
+            self._known = True
+            await self._beat()
+            return
         if isinstance(control, KeepTrace):
             tracing.keep(control.trace_id)
             return

@@ -214,6 +214,16 @@ async def test_an_slo_that_no_engine_can_meet_is_refused_with_what_is_possible_a
         assert record.end.retry_after_s is None
 
 
+async def test_a_worker_is_told_that_the_leader_plans_with_it() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, prefill=0, decode=0) as pipeline:
+        node = await pipeline.add_worker(Stage.PREFILL)
+        async with asyncio.timeout(10):
+            while not ((state := (await bus.workers())[node.host.id]) and state.known):
+                await asyncio.sleep(0.005)
+        assert node.host.id in pipeline.services[0].planning.cluster.workers
+
+
 async def test_the_product_s_policy_takes_over_once_it_is_compiled() -> None:
     async with running_pipeline(MemoryBus(), policy="ours") as pipeline:
         planning = pipeline.services[0].planning

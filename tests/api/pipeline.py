@@ -200,6 +200,7 @@ def worker_state(name: str, stage: Stage, **changes: object) -> WorkerState:
         url="http://127.0.0.1:1",
         started_s=0.0,
         beat_s=0.0,
+        known=True,
     )
     return replace(state, **changes)  # type: ignore[arg-type] # the test names real fields
 

@@ -39,7 +39,7 @@ async def test_it_is_not_ready_without_a_worker_of_each_kind(up: Api, worker: st
     assert await ready(up) == (503, [missing])
 
 
-@pytest.mark.parametrize("change", [{"ready": False}, {"draining": True}, {"may": (Stage.DECODE,)}])
+@pytest.mark.parametrize("change", [{"ready": False}, {"known": False}, {"draining": True}, {"may": (Stage.DECODE,)}])
 async def test_a_worker_that_can_not_work_does_not_count(up: Api, change: dict[str, Any]) -> None:
     await up.bus.beat(worker_state(PREFILL, Stage.PREFILL, **change), 100.0)
     assert await ready(up) == (503, ["prefill_worker"])

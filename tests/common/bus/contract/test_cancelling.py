@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 from common.bus.interface import START, Bus
 from common.keys import ADMISSION
-from common.messages import Cancel, Control, Frame, KeepTrace, State
+from common.messages import Cancel, Control, Frame, KeepTrace, Known, State
 from tests.common.bus.steps import (
     CANCELLED,
     again,
@@ -89,6 +89,7 @@ async def test_a_second_cancel_is_too_late(bus: Bus) -> None:
 
 async def test_control_messages_reach_their_process(bus: Bus) -> None:
     await bus.send("p", KeepTrace("abc"))
+    await bus.send("p", Known("planner"))
     await bus.send("p", Cancel("r", 3, "why: so"))
-    assert await controls(bus, "p") == [KeepTrace("abc"), Cancel("r", 3, "why: so")]
+    assert await controls(bus, "p") == [KeepTrace("abc"), Known("planner"), Cancel("r", 3, "why: so")]
     assert await controls(bus, "d") == []
