@@ -75,5 +75,7 @@ def _missed(running: Running, progress: Progress) -> bool:
         return True
     if first_s is None or first_s > objective.arrival_s + objective.ttft_s * (1 + TOLERANCE):
         return True
-    last_due_s = objective.token_due_s(max(1, progress.generated), first_s, None)
+    # where thinking ended is not known here: in doubt it was where its pace is the looser one
+    count = max(1, progress.generated)
+    last_due_s = max(objective.token_due_s(count, first_s, thought) for thought in (None, 0))
     return progress.time_s > last_due_s + TOLERANCE * (last_due_s - first_s)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from api.thinking import Thinking
 from api.tokenizer import THINK_END, THINK_START, Tokenizer
 from common.settings import Settings
 
@@ -29,13 +30,18 @@ class Facts:
     created_s: int = 0
 
     @property
+    def thinking(self) -> Thinking:
+        """Tokens around the model's thinking."""
+        return Thinking(self.thinking_start, self.thinking_end)
+
+    @property
     def served_name(self) -> str:
         """The name that clients see."""
         return self.names[0]
 
 
 def load_facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
-    """Raises OSError if there is no configuration, ValueError if it and the settings name no model length."""
+    """Raises OSError if there is no configuration, ValueError if settings are missing or do not fit the model."""
     raw, _ = PretrainedConfig.get_config_dict(settings.model, trust_remote_code=settings.trust_remote_code)
     config: Mapping[str, Any] = {**raw.get("text_config", {}), **raw}
     lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int)]
@@ -49,7 +55,14 @@ def load_facts(settings: Settings, tokenizer: Tokenizer) -> Facts:
         names=tuple(dict.fromkeys((shown, settings.model))),
         max_model_len=min(lengths),
         vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
-        thinking_start=tokenizer.token_id(THINK_START),
-        thinking_end=tokenizer.token_id(THINK_END),
+        thinking_start=_marker(tokenizer, settings.thinking_start, THINK_START),
+        thinking_end=_marker(tokenizer, settings.thinking_end, THINK_END),
         created_s=int(time.time()),
     )
+
+
+def _marker(tokenizer: Tokenizer, wanted: str | None, usual: str) -> int | None:
+    found = tokenizer.token_id(wanted or usual)
+    if wanted is not None and found is None:
+        raise ValueError(f"{wanted!r} is not one token of this model; see SLOS_THINKING_START and SLOS_THINKING_END")
+    return found

@@ -7,6 +7,7 @@ from api.context import Context
 from api.facts import Facts
 from api.problems import FieldError, Problem, ProblemError, invalid, invalid_field
 from api.schemas import MAX_SLO_MS, SamplingFields, SloFields
+from api.thinking import NO_THINKING, Thinking
 from api.tokenizer import TextTooLong
 from common.codec import Tokens
 from common.messages import Overload, Request, Sampling, Slo
@@ -30,13 +31,14 @@ class Sender:
 class Prepared:
     """A request and what only the api needs to deliver its answer.
 
-    ``chat`` parts reasoning from answer by the model's think tokens.
+    ``chat`` parts reasoning from answer by the ``thinking`` tokens.
     """
 
     request: Request
     max_queued: int
     stops: tuple[str, ...] = ()
     chat: bool = False
+    thinking: Thinking = NO_THINKING
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,14 @@ def prepare(
     """The request that the body asks for; raises ProblemError naming each field that is out of bounds."""
     facts = context.facts
     tier, objective = _promise(slo, sender, context.tiers)
-    errors = [*_prompt_errors(prompt, facts), *_sampling_errors(prompt, sampling, facts)]
+    errors = [*_prompt_errors(prompt, facts), *_sampling_errors(prompt, sampling, facts), *_thinking_errors(slo, facts)]
     if errors:
         raise invalid(*errors)
     room = facts.max_model_len - len(prompt.tokens)
     max_tokens = prompt.max_tokens if prompt.max_tokens is not None else room
+    thinking = (
+        facts.thinking if slo.thinking is None else Thinking(slo.thinking.start_token_id, slo.thinking.end_token_id)
+    )
     thinks = prompt.may_think and objective is not None and objective.thinking_tpot_ms is not None
     request = Request(
         id=request_id,
@@ -77,10 +82,11 @@ def prepare(
         priority=slo.priority or 0,
         session_id=slo.session_id,
         last_round=bool(slo.last_round),
-        thinking_end=facts.thinking_end if thinks else None,
+        thinking_start=thinking.awaited_start(prompt.tokens) if thinks else None,
+        thinking_end=thinking.end if thinks else None,
         reply_to=sender.reply_to,
     )
-    return Prepared(request, tier.max_queued, sampling.stops, prompt.chat)
+    return Prepared(request, tier.max_queued, sampling.stops, prompt.chat, thinking)
 
 
 def with_trace(prepared: Prepared, carrier: Mapping[str, str]) -> Prepared:
@@ -170,6 +176,14 @@ def _sampling_errors(prompt: Prompt, body: SamplingFields, facts: Facts) -> Iter
     wanted = prompt.max_tokens if prompt.max_tokens is not None else facts.max_model_len - len(prompt.tokens)
     if body.min_tokens is not None and body.min_tokens > wanted:
         yield FieldError("min_tokens", "must not be over max_tokens", wanted)
+
+
+def _thinking_errors(body: SloFields, facts: Facts) -> Iterator[FieldError]:
+    ids = {} if body.thinking is None else body.thinking.model_dump(exclude_none=True)
+    bound = facts.vocab_size - 1
+    for name, token in ids.items():
+        if token > bound:
+            yield FieldError(f"thinking.{name}", f"must be at most {bound}, the vocabulary's last", bound)
 
 
 def _sampling(body: SamplingFields, max_tokens: int) -> Sampling:

@@ -6,9 +6,8 @@ from typing import Any
 
 from api.delivery import Delivery
 from api.problems import OVERLOAD_RETRY_S, Problem
-from api.text import thinking_tokens
 from common.messages import Decision, End, State, Verdict
-from common.slo import Objective, attained, mean_tpot_s
+from common.slo import Objective, attained, pace, thinking_tokens
 
 _FAILURES: Mapping[str, str] = {
     "worker_died": "The workers of this request died repeatedly.",
@@ -24,10 +23,15 @@ _STATUS = {"refused_by_engine": 422, "worker_died": 503, "api_shutdown": 503, "r
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Times are milliseconds from arrival; ``attained`` is None where nothing was promised or the client left."""
+    """Times are milliseconds from arrival; ``attained`` is None where nothing was promised or the client left.
+
+    ``tpot_ms`` is the answer's, which is the whole output unless ``thinking_tokens`` of it were thinking.
+    """
 
     ttft_ms: float | None
     tpot_ms: float | None
+    thinking_tpot_ms: float | None
+    thinking_tokens: int
     total_ms: float | None
     attained: bool | None
 
@@ -36,10 +40,13 @@ def outcome_of(delivery: Delivery) -> Outcome:
     """What was achieved, by the times at which tokens were there to be sent to the client."""
     arrival_s = delivery.prepared.request.arrival_s
     times_s = delivery.times_s
-    tpot_s = mean_tpot_s(times_s)
+    thought = _thought(delivery)
+    achieved = pace(times_s, thought)
     return Outcome(
         ttft_ms=(times_s[0] - arrival_s) * 1e3 if times_s else None,
-        tpot_ms=None if tpot_s is None else tpot_s * 1e3,
+        tpot_ms=None if achieved.answer_s is None else achieved.answer_s * 1e3,
+        thinking_tpot_ms=None if achieved.thinking_s is None else achieved.thinking_s * 1e3,
+        thinking_tokens=len(times_s) if thought is None else thought,
         total_ms=None if delivery.ended_s is None else (delivery.ended_s - arrival_s) * 1e3,
         attained=_attained(delivery),
     )
@@ -54,7 +61,12 @@ def _attained(delivery: Delivery) -> bool | None:
     objective = objective_of(decision, request.arrival_s)
     if objective is None:
         return False
-    return attained(objective, delivery.times_s, thinking_tokens(delivery.tokens, request.thinking_end))
+    return attained(objective, delivery.times_s, _thought(delivery))
+
+
+def _thought(delivery: Delivery) -> int | None:
+    request = delivery.prepared.request
+    return thinking_tokens(delivery.tokens, request.thinking_start, request.thinking_end)
 
 
 def objective_of(decision: Decision, arrival_s: float) -> Objective | None:
@@ -91,7 +103,12 @@ def slo_body(decision: Decision | None, outcome: Outcome) -> dict[str, Any]:
             "ttft_ms": decision and decision.predicted_ttft_ms,
             "tpot_ms": decision and decision.predicted_tpot_ms,
         },
-        "achieved": {"ttft_ms": _ms(outcome.ttft_ms), "tpot_ms": _ms(outcome.tpot_ms)},
+        "achieved": {
+            "ttft_ms": _ms(outcome.ttft_ms),
+            "tpot_ms": _ms(outcome.tpot_ms),
+            "thinking_tpot_ms": _ms(outcome.thinking_tpot_ms),
+            "thinking_tokens": outcome.thinking_tokens,
+        },
         "attained": outcome.attained,
     }
 

@@ -51,7 +51,7 @@ def finished(delivery: Delivery, model: str) -> Outcome:
         {
             **(names.decision_attributes(delivery.decision) if delivery.decision else {}),
             **names.end_attributes(end, len(delivery.tokens)),
-            **names.outcome_attributes(outcome.ttft_ms, outcome.tpot_ms, outcome.attained),
+            **names.outcome_attributes(outcome.ttft_ms, outcome.tpot_ms, outcome.thinking_tpot_ms, outcome.attained),
         }
     )
     return outcome

@@ -56,7 +56,13 @@ def record_body(record: Record) -> dict[str, Any]:
         "arrival_s": request.arrival_s,
         "session_id": request.session_id,
         "decision": decision_body(decision),
-        "objective": None if decision is None else {"ttft_ms": decision.ttft_ms, "tpot_ms": decision.tpot_ms},
+        "objective": None
+        if decision is None
+        else {
+            "ttft_ms": decision.ttft_ms,
+            "tpot_ms": decision.tpot_ms,
+            "thinking_tpot_ms": decision.thinking_tpot_ms,
+        },
         "predicted": None
         if decision is None
         else {"ttft_ms": decision.predicted_ttft_ms, "tpot_ms": decision.predicted_tpot_ms},

@@ -47,11 +47,23 @@ class SloBody(Strict):
         return self
 
 
+class ThinkingBody(Strict):
+    """Which tokens part a reasoning model's thinking from its answer, in place of the model's own."""
+
+    start_token_id: TokenId | None = Field(
+        None, description="only an output that begins with it thinks; unset: every output does from its first token"
+    )
+    end_token_id: TokenId = Field(description="from this token on the answer's TPOT counts")
+
+
 class SloFields(Strict):
     """What our clients add to a request of any kind: its promise and its place in a session."""
 
     tier: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(None, description="a named SLO")
     slo: SloBody | None = Field(None, description="an explicit SLO in place of a tier")
+    thinking: ThinkingBody | None = Field(
+        None, description="tokens around the thinking stage; default: the model's, such as <think> and </think>"
+    )
     session_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="rounds of one tool loop or chat share it, so that KV can be found again"
     )

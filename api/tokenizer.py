@@ -30,7 +30,7 @@ class Tokenizer:
         vocabulary = tokenizer.get_vocab()
         self.size = max(vocabulary.values(), default=0) + 1
         self._longest_chars = max((len(token) for token in vocabulary), default=1)
-        self._ids: Mapping[str, int] = {name: vocabulary[name] for name in _MARKERS if name in vocabulary}
+        self._ids: Mapping[str, int] = vocabulary
 
     @classmethod
     def load(cls, model: str, trust_remote_code: bool = False) -> "Tokenizer":
@@ -38,7 +38,7 @@ class Tokenizer:
         return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))
 
     def token_id(self, marker: str) -> int | None:
-        """Id of ``<think>`` or ``</think>`` if it is a single token."""
+        """Id of a marker such as ``<think>`` if it is a single token."""
         return self._ids.get(marker)
 
     @property
@@ -80,4 +80,3 @@ class Tokenizer:
 
 
 THINK_START, THINK_END = "<think>", "</think>"
-_MARKERS = (THINK_START, THINK_END)

@@ -105,7 +105,10 @@ class Sampling:
 @message
 @dataclass(frozen=True, slots=True)
 class Request:
-    """api -> admission: one accepted request, stored in its record; the tier's stream carries its id."""
+    """api -> admission: one accepted request, stored in its record; the tier's stream carries its id.
+
+    ``thinking_start`` and ``thinking_end`` are the tokens that :func:`common.slo.thinking_tokens` parts stages by.
+    """
 
     id: str
     tier: str
@@ -120,6 +123,7 @@ class Request:
     priority: int = 0
     session_id: str | None = None
     last_round: bool = False
+    thinking_start: int | None = None
     thinking_end: int | None = None
     reply_to: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of GPU memory for a GPU engine")
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine")
+    thinking_start: str | None = Field(None, description="token that a model's thinking begins with; default: <think>")
+    thinking_end: str | None = Field(None, description="token that ends a model's thinking; default: </think>")
     trust_remote_code: bool = Field(False, description="run code that the model's repository ships")
     kv_lease_s: float = Field(30.0, gt=1, description="how long a producer keeps KV for a pull")
     kv_pull_timeout_s: float = Field(5.0, gt=0, description="a KV pull that takes longer is given up and recomputed")

@@ -80,6 +80,30 @@ def attained(
     )
 
 
+def thinking_tokens(tokens: Sequence[int], start: int | None, end: int | None) -> int | None:
+    """How many output tokens thinking took, its end token included; None while it lasts, 0 where there is none.
+
+    With ``start`` only an output that begins with that token thinks; without it, it thinks from its first token on.
+    """
+    if end is None or (start is not None and tokens and tokens[0] != start):
+        return 0
+    return tokens.index(end) + 1 if end in tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Achieved time per output token in each stage, seconds; None for a stage of fewer than two tokens."""
+
+    thinking_s: float | None
+    answer_s: float | None
+
+
+def pace(token_times_s: Sequence[float], thought: int | None) -> Pace:
+    """Of both stages, which share the end-of-thinking token; ``thought`` is what :func:`thinking_tokens` says."""
+    count = len(token_times_s) if thought is None else thought
+    return Pace(mean_tpot_s(token_times_s[:count]), mean_tpot_s(token_times_s[max(0, count - 1) :]))
+
+
 def mean_tpot_s(token_times_s: Sequence[float]) -> float | None:
     """Achieved time per output token after the first, None for fewer than two tokens."""
     if len(token_times_s) < 2:

@@ -8,7 +8,7 @@ from api.exchange import Exchange
 from api.outcome import decision_body, outcome_of, problem_of, slo_body, usage_body
 from api.schemas import CommonOpenAI
 from api.sse import KEEP_ALIVE, OPENAI_DONE, event
-from api.text import thinking_tokens
+from common.slo import thinking_tokens
 
 Choice = Callable[[Piece | None, str | None], dict[str, Any]]
 """One streamed choice: the new piece, if any, and the finish reason once it is known."""
@@ -25,7 +25,7 @@ def usage(delivery: Delivery) -> dict[str, Any]:
     """Token counts; thinking is told apart where the model does it."""
     body = usage_body(len(delivery.prepared.request.prompt), len(delivery.tokens))
     if delivery.prepared.chat and delivery.reasoning:
-        thought = thinking_tokens(delivery.tokens, delivery.facts.thinking_end)
+        thought = thinking_tokens(delivery.tokens, None, delivery.prepared.thinking.end)
         body["completion_tokens_details"] = {"reasoning_tokens": len(delivery.tokens) if thought is None else thought}
     return body
 

@@ -21,8 +21,8 @@ class Job:
     ``generated`` are output tokens that exist already; the engine continues after them and never repeats them.
     ``hand_off`` says where the KV of prompt and generated tokens can be pulled. With ``keep_kv`` the job ends
     after one token and its KV waits for a consumer. ``objective`` is the promise, None where there is none;
-    ``first_token_s`` is when the first of ``generated`` came, if known, and ``thinking_end`` the token that ends a
-    reasoning model's thinking. Of what is not promised the earliest ``arrival_s`` goes first.
+    ``first_token_s`` is when the first of ``generated`` came, if known; ``thinking_start`` and ``thinking_end`` part
+    the stages (:func:`common.slo.thinking_tokens`). Of what is not promised the earliest ``arrival_s`` goes first.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Job:
     objective: Objective | None = None
     arrival_s: float | None = None
     first_token_s: float | None = None
+    thinking_start: int | None = None
     thinking_end: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 

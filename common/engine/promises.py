@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from common.slo import CHECK_EVERY, Objective
+from common.slo import CHECK_EVERY, Objective, thinking_tokens
 
 
 def terms(
@@ -20,6 +20,7 @@ def terms(
     start: int,
     have: int,
     first_token_s: float | None,
+    thinking_start: int | None = None,
     thinking_end: int | None,
     thought: int | None,
     seeded: bool = False,
@@ -40,6 +41,7 @@ def terms(
         "start": start,
         "have": have,
         "first_token_s": first_token_s,
+        "thinking_start": thinking_start,
         "thinking_end": thinking_end,
         "thought": thought,
         "seeded": seeded,
@@ -56,6 +58,7 @@ class Promise:
     count: int = 0
     have: int = 0
     first_token_s: float | None = None
+    thinking_start: int | None = None
     thinking_end: int | None = None
     thought: int | None = None
     seeded: bool = False
@@ -82,6 +85,7 @@ class Promise:
             count=given.get("start", 0),
             have=given.get("have", 0),
             first_token_s=given.get("first_token_s"),
+            thinking_start=given.get("thinking_start"),
             thinking_end=given.get("thinking_end"),
             thought=given.get("thought"),
             seeded=given.get("seeded", False),
@@ -99,9 +103,15 @@ class Promise:
             self.due_s += self.tpot_s * len(tokens)
             self.checked_in = -(self.count + 1) % CHECK_EVERY + 1
             return
-        if self.thought is None and self.thinking_end in tokens:
-            self.thought = before + tokens.index(self.thinking_end) + 1
+        if self.thought is None:
+            self._think(before, tokens)
         self._look_ahead()
+
+    def _think(self, before: int, tokens: Sequence[int]) -> None:
+        """See :func:`common.slo.thinking_tokens`; ``before`` tokens came before these."""
+        start = self.thinking_start if before == 0 else None
+        thought = thinking_tokens(tokens, start, self.thinking_end)
+        self.thought = before + thought if thought else thought
 
     def _look_ahead(self) -> None:
         if self.objective is None:

@@ -10,6 +10,7 @@ from common.engine.interface import Job
 from common.engine.promises import terms
 from common.errors import EngineDead, EngineRefused
 from common.messages import HandOff
+from common.slo import thinking_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
 
 
 def _terms(job: Job, attempt: Attempt) -> dict[str, Any]:
-    have, end = job.generated, job.thinking_end
+    have, begin, end = job.generated, job.thinking_start, job.thinking_end
     return terms(
         job.objective,
         tier=job.tier,
@@ -94,8 +95,9 @@ def _terms(job: Job, attempt: Attempt) -> dict[str, Any]:
         start=len(have) - len(attempt.replayed),
         have=len(have),
         first_token_s=job.first_token_s,
+        thinking_start=begin,
         thinking_end=end,
-        thought=have.index(end) + 1 if end is not None and end in have else None,
+        thought=thinking_tokens(have, begin, end) if have else None,
         seeded=job.sampling.seed is not None and job.sampling.temperature > 0,
     )
 

@@ -67,6 +67,7 @@ PREDICTED_TTFT_MS = "slo.predicted_ttft_ms"
 PREDICTED_TPOT_MS = "slo.predicted_tpot_ms"
 ACHIEVED_TTFT_MS = "slo.achieved_ttft_ms"
 ACHIEVED_TPOT_MS = "slo.achieved_tpot_ms"
+ACHIEVED_THINKING_TPOT_MS = "slo.achieved_thinking_tpot_ms"
 ATTAINED = "slo.attained"
 PREFILL_WORKER = "slo.prefill_worker"
 DECODE_WORKER = "slo.decode_worker"
@@ -164,9 +165,16 @@ def end_attributes(end: End, output_tokens: int) -> Attributes:
     }
 
 
-def outcome_attributes(ttft_ms: float | None, tpot_ms: float | None, attained: bool | None) -> Attributes:
+def outcome_attributes(
+    ttft_ms: float | None, tpot_ms: float | None, thinking_tpot_ms: float | None, attained: bool | None
+) -> Attributes:
     """What was achieved, against what had been promised."""
-    return {ACHIEVED_TTFT_MS: ttft_ms, ACHIEVED_TPOT_MS: tpot_ms, ATTAINED: attained}
+    return {
+        ACHIEVED_TTFT_MS: ttft_ms,
+        ACHIEVED_TPOT_MS: tpot_ms,
+        ACHIEVED_THINKING_TPOT_MS: thinking_tpot_ms,
+        ATTAINED: attained,
+    }
 
 
 def send_attributes(stream: str, message_id: str) -> Attributes:

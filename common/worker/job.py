@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from common.codec import Tokens
 from common.engine.interface import Engine, Job, Output
 from common.messages import End, Frame, HandOff, Stage, State, Verdict, Work
 from common.slo import Objective
@@ -44,6 +45,11 @@ class WorkJob:
         self._outbox = outbox
         self._clock = clock
         self._generated = work.generated
+
+    @property
+    def generated(self) -> Tokens:
+        """All output tokens so far, those of other workers included."""
+        return self._generated
 
     @property
     def stays(self) -> bool:
@@ -92,6 +98,7 @@ class WorkJob:
             objective=objective_of(self.work),
             arrival_s=request.arrival_s,
             first_token_s=self.work.first_token_s,
+            thinking_start=request.thinking_start,
             thinking_end=request.thinking_end,
         )
 

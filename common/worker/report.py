@@ -2,7 +2,7 @@
 
 from common.engine.interface import Load
 from common.messages import Stage, State
-from common.slo import CHECK_EVERY, Objective
+from common.slo import CHECK_EVERY, Objective, thinking_tokens
 from common.telemetry import metrics, names, tracing
 from common.worker.job import JobTimes, WorkJob, objective_of
 
@@ -77,17 +77,19 @@ def _decode_span(done: WorkJob, worker: str, now_s: float) -> None:
         **(names.end_attributes(times.end, before + len(times.token_times_s)) if times.end else {}),
     }
     start_s = times.taken_s if done.stage is Stage.DECODE else times.token_times_s[0]
-    events = [] if objective is None else _slack_events(objective, before, times)
+    events = [] if objective is None else slack_events(objective, done)
     end_s = times.token_times_s[-1] if times.token_times_s else now_s
     tracing.record_span(names.DECODE, work.trace, start_s, end_s, attributes, events=events, error=_error(times))
 
 
-def _slack_events(objective: Objective, before: int, times: JobTimes) -> list[tracing.Event]:
-    """Slack at each checked token; the first token's true time is not known here where it came from elsewhere."""
-    first_s = times.token_times_s[0] if times.token_times_s and before == 0 else objective.prefill_due_s
+def slack_events(objective: Objective, done: WorkJob) -> list[tracing.Event]:
+    """Slack at each checked token; a first token of unknown time counts as in time."""
+    request, times_s, before = done.work.request, done.times.token_times_s, len(done.work.generated)
+    first_s = times_s[0] if times_s and before == 0 else done.work.first_token_s or objective.prefill_due_s
+    thought = thinking_tokens(done.generated, request.thinking_start, request.thinking_end)
     return [
-        names.slack_event(position, time_s, objective.token_due_s(position, first_s, None))
-        for position, time_s in enumerate(times.token_times_s, start=before + 1)
+        names.slack_event(position, time_s, objective.token_due_s(position, first_s, thought))
+        for position, time_s in enumerate(times_s, start=before + 1)
         if position % CHECK_EVERY == 0
     ]
 

@@ -2,6 +2,7 @@
 
 from admission.sessions import Sessions
 from common.messages import Progress
+from common.slo import Objective
 from tests.factories import make_held, make_running
 
 
@@ -36,3 +37,11 @@ def test_only_the_sessions_seen_last_are_kept() -> None:
         sessions.dispatched(make_held(session_id=name), "p")
     assert sessions.apply(make_held(session_id="a")).round == 0
     assert sessions.apply(make_held(session_id="c")).round == 1
+
+
+def test_a_round_that_thought_is_not_late_for_the_tighter_pace_of_thinking() -> None:
+    sessions = Sessions()
+    sessions.dispatched(make_held(id="r1", session_id="s"), "p7")
+    objective = Objective(99.0, 1.0, 0.1, thinking_tpot_s=0.02)
+    sessions.ended(make_running(id="r1", objective=objective, first_token_s=99.5), ended_at(100.8))
+    assert not sessions.apply(make_held(session_id="s")).missed_round

@@ -134,3 +134,17 @@ async def test_many_streams_at_once_get_their_own_tokens(api: Api) -> None:
     for prompt, received in zip(prompts, answers, strict=True):
         tokens = [json.loads(event["data"])["token_ids"] for event in received if event.get("event") == "token"]
         assert [token for part in tokens for token in part] == prompt
+
+
+async def test_a_reasoning_answer_reports_each_stage_on_its_own(serve: Serve) -> None:
+    prompt = [40, 41, 42, 43, 44, 45, 46]
+    slo = {"ttft_ms": 60_000, "tpot_ms": 60_000, "thinking_tpot_ms": 30_000}
+    body = {"prompt_token_ids": prompt, "slo": slo, "thinking": {"start_token_id": 40, "end_token_id": 43}}
+    async with serve(decide=lambda _claim: decision(thinking_tpot_ms=30_000.0)) as api:
+        answer = (await api.client.post("/generate", json=body)).json()
+        record = (await api.client.get(f"/requests/{answer['request_id']}")).json()
+    achieved = answer["slo"]["achieved"]
+    assert achieved["thinking_tokens"] == 4
+    assert achieved["thinking_tpot_ms"] is not None
+    assert achieved["tpot_ms"] is not None
+    assert record["objective"]["thinking_tpot_ms"] == answer["slo"]["objective"]["thinking_tpot_ms"] == 30_000.0

@@ -87,3 +87,24 @@ async def test_several_errors_are_told_at_once(context: Context) -> None:
     with pytest.raises(ProblemError) as caught:
         await request_of(context, max_tokens=5000, stop_token_ids=[5000])
     assert [error.field for error in caught.value.problem.errors] == ["max_tokens", "stop_token_ids"]
+
+
+async def test_a_request_may_name_its_own_think_tokens(context: Context) -> None:
+    thinking = {"start_token_id": 30, "end_token_id": 31}
+    request = await request_of(context, tier="reasoning", thinking=thinking)
+    assert (request.thinking_start, request.thinking_end) == (30, 31)
+    ends = await request_of(context, tier="reasoning", thinking={"end_token_id": 31})
+    assert (ends.thinking_start, ends.thinking_end) == (None, 31)
+    assert (await request_of(context, tier="chat", thinking=thinking)).thinking_end is None
+
+
+async def test_a_thought_that_the_prompt_has_opened_begins_with_the_first_token(context: Context) -> None:
+    start = context.facts.thinking_start
+    assert (await request_of(context, tier="reasoning")).thinking_start == start
+    assert (await request_of(context, tier="reasoning", prompt_token_ids=[1, start])).thinking_start is None
+
+
+async def test_think_tokens_must_be_of_the_vocabulary(context: Context) -> None:
+    with pytest.raises(ProblemError) as caught:
+        await request_of(context, tier="reasoning", thinking={"start_token_id": 1, "end_token_id": 1 << 20})
+    assert [error.field for error in caught.value.problem.errors] == ["thinking.end_token_id"]

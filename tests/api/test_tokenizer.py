@@ -37,6 +37,16 @@ def test_settings_name_the_model_and_bound_its_length() -> None:
     assert (facts.names, facts.max_model_len) == (("mine", str(MODEL)), 100)
 
 
+def test_settings_name_the_tokens_around_thinking() -> None:
+    facts = load_context(Settings(model=str(MODEL), thinking_start="<s>", thinking_end="</s>")).facts
+    assert (facts.thinking_start, facts.thinking_end) == (0, 1)
+
+
+def test_a_think_token_that_the_model_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="SLOS_THINKING_END"):
+        load_context(Settings(model=str(MODEL), thinking_end="</reasoning>"))
+
+
 def test_a_template_that_refuses_is_an_error_without_the_messages(context: Context) -> None:
     with pytest.raises(TemplateError) as caught:
         context.tokenizer.render([{"role": "a secret role", "content": "x"}])

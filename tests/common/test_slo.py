@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.slo import Objective, attained, mean_tpot_s, slack_s
+from common.slo import Objective, Pace, attained, mean_tpot_s, pace, slack_s, thinking_tokens
 
 CHAT = Objective(arrival_s=10.0, ttft_s=1.0, tpot_s=0.1)
 THINKER = Objective(arrival_s=10.0, ttft_s=1.0, tpot_s=0.1, thinking_tpot_s=0.05)
@@ -109,3 +109,30 @@ def test_mean_tpot_is_the_time_between_tokens() -> None:
     assert mean_tpot_s([1.0, 2.0, 4.0]) == 1.5
     assert mean_tpot_s([1.0]) is None
     assert mean_tpot_s([]) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start", "end", "expected"),
+    [
+        ((), None, None, 0),
+        ((1, 2), None, None, 0),
+        ((), 5, 7, None),
+        ((1, 2), None, 7, None),
+        ((1, 2, 7, 3), None, 7, 3),
+        ((5, 2, 7, 3), 5, 7, 3),
+        ((5, 2), 5, 7, None),
+        ((1, 5, 7, 3), 5, 7, 0),
+    ],
+)
+def test_thinking_lasts_up_to_its_end_token_if_it_began(
+    tokens: tuple[int, ...], start: int | None, end: int | None, expected: int | None
+) -> None:
+    assert thinking_tokens(tokens, start, end) == expected
+
+
+def test_each_stage_has_its_own_achieved_pace() -> None:
+    times_s = [*steady(11, 10.0, 0.02), *steady(10, 10.25, 0.05)]
+    assert pace(times_s, 11) == Pace(pytest.approx(0.02), pytest.approx(0.05))
+    assert pace(times_s, 0) == pace(times_s, 1) == Pace(None, mean_tpot_s(times_s))
+    assert pace(times_s, None) == Pace(mean_tpot_s(times_s), None)
+    assert pace([], 0) == Pace(None, None)

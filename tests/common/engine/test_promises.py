@@ -80,3 +80,18 @@ def test_what_is_not_promised_is_never_due_and_aged_from_its_arrival() -> None:
     promise.advance([8], 60.0)
     assert (promise.due_s, promise.arrival_s) == (float("inf"), 40.0)
     assert make_promise(None).arrival_s == 50.0
+
+
+def test_an_output_that_does_not_begin_to_think_has_the_answer_s_pace_from_its_second_token_on() -> None:
+    promise = make_promise(REASONING, thinking_start=5, thinking_end=END)
+    promise.advance([8], 100.5)
+    assert promise.due_s == pytest.approx(REASONING.token_due_s(2, 100.5, 0))
+    assert promise.tpot_s == REASONING.tpot_s
+
+
+def test_an_output_that_begins_to_think_has_the_pace_of_thinking() -> None:
+    promise = make_promise(REASONING, thinking_start=5, thinking_end=END)
+    promise.advance([5], 100.5)
+    promise.advance([8], 100.6)
+    assert promise.due_s == pytest.approx(REASONING.token_due_s(3, 100.5, None))
+    assert promise.tpot_s == REASONING.thinking_tpot_s

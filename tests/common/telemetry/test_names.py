@@ -52,8 +52,9 @@ def test_a_late_token_has_negative_slack() -> None:
 
 
 def test_an_outcome_says_what_was_achieved() -> None:
-    assert names.outcome_attributes(250.0, None, True) == {
+    assert names.outcome_attributes(250.0, None, 12.0, True) == {
         "slo.achieved_ttft_ms": 250.0,
         "slo.achieved_tpot_ms": None,
+        "slo.achieved_thinking_tpot_ms": 12.0,
         "slo.attained": True,
     }
