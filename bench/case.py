@@ -54,5 +54,11 @@ class Mode(Protocol):
     def start_rate(self, case: Case) -> float:
         """A rate that can be expected to be of the right order."""
 
+    def described(self) -> dict[str, Any]:
+        """What must be said beside a figure, for the JSON object."""
+
+    def close(self) -> None:
+        """Stop whatever was started for runs."""
+
 
 Run = Callable[[Case], Report]

@@ -1,7 +1,7 @@
 """Many cases to their capacities: tuning, bisection by seed, one after the other or in several processes."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.case import Case, Mode
 from bench.metrics import Report
-from bench.search import geometric, highest, race
+from bench.search import PRECISION, geometric, highest, race
 
 TUNING_SEED = 70_001
 RACE_STEP = 1.15
@@ -23,13 +23,45 @@ RACE_START = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One seed: its capacity (the rate asked for where there was one), and reports by every rate that was run."""
+
+    rate: float
+    reports: Mapping[float, Report]
+
+    @property
+    def report(self) -> Report:
+        """At the capacity, or the lowest rate where none was found."""
+        return self.reports[self.rate or min(self.reports)]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """A case's capacities by seed (the rate asked for where there was one), and the report of each at that rate."""
+    """A case's capacities by seed."""
 
     case: Case
-    rates: tuple[float, ...]
-    reports: tuple[Report, ...]
-    runs: int
+    seeds: Mapping[int, Measured]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Capacities by seed, in requests per second of all workers."""
+        return tuple(one.rate for one in self.seeds.values())
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """At these rates."""
+        return tuple(one.report for one in self.seeds.values())
+
+    def points(self, workers: int) -> list[dict[str, Any]]:
+        """What each run came to, by rate (requests per second and engine) and seed."""
+        return sorted(
+            (
+                point(rate / workers, seed, report)
+                for seed, one in self.seeds.items()
+                for rate, report in one.reports.items()
+            ),
+            key=lambda one: (one["rate"], one["seed"]),
+        )
 
     def as_json(self, workers: int) -> dict[str, Any]:
         """Means over seeds; ``report`` is of the first seed."""
@@ -41,9 +73,21 @@ class Found:
             "attainment": fmean(report.attainment for report in self.reports),
             "deferred_ttft_over_slo_p99": _worst(self.reports),
             "tuning": str(tuning),
-            "runs": self.runs,
+            "runs": sum(len(one.reports) for one in self.seeds.values()),
             "report": self.reports[0].as_json(),
         }
+
+
+def point(rate: float, seed: int, report: Report) -> dict[str, Any]:
+    """One point of attainment over rate."""
+    return {
+        "rate": round(rate, 5),
+        "seed": seed,
+        "attainment": round(report.attainment, 5),
+        "attainment_strict": round(report.attainment_strict, 5),
+        "stationary": report.stationary,
+        "requests": report.requests,
+    }
 
 
 def _worst(reports: Sequence[Report]) -> float | None:
@@ -59,6 +103,7 @@ class Study:
     attainment: float = 0.9
     tune_s: float = 120.0
     jobs: int = 1
+    precision: float = PRECISION
 
     def run(self, cases: Sequence[Case], seeds: Sequence[int], rate: float | None = None) -> list[Found]:
         """Capacities of all cases, or their reports at one rate."""
@@ -75,9 +120,17 @@ class Study:
 
             tuned = [one.result() for one in [submit(tune, self, case) for case in cases]]
             progress.update(task, description="measuring")
-            jobs = [[submit(measure, self, case.at(rate or 1.0, seed), rate) for seed in seeds] for case in tuned]
-            measured = [[one.result() for one in by_seed] for by_seed in jobs]
-        return [_found(case, by_seed) for case, by_seed in zip(tuned, measured, strict=True)]
+            first, *others = seeds
+            begun = [submit(measure, self, case.at(rate or 1.0, first), rate) for case in tuned]
+            found = [one.result() for one in begun]
+            jobs = [
+                [submit(measure, self, case.at(rate or 1.0, seed), rate, one.rate) for seed in others]
+                for case, one in zip(tuned, found, strict=True)
+            ]
+            measured = [[one, *(job.result() for job in by_seed)] for one, by_seed in zip(found, jobs, strict=True)]
+        return [
+            Found(case, dict(zip(seeds, by_seed, strict=True))) for case, by_seed in zip(tuned, measured, strict=True)
+        ]
 
     @contextmanager
     def _executor(self) -> "Iterator[Executor | _Inline]":
@@ -112,11 +165,6 @@ def _named(case: Case) -> str:
     return f"{case.spec.scenario} {case.system}"
 
 
-def _found(case: Case, by_seed: Sequence[tuple[float, Report, int]]) -> Found:
-    rates, reports = tuple(rate for rate, _, _ in by_seed), tuple(report for _, report, _ in by_seed)
-    return Found(case, rates, reports, sum(runs for _, _, runs in by_seed))
-
-
 def tune(study: Study, case: Case) -> Case:
     """The case with the best of its system's options, on a seed of their own."""
     candidates = study.mode.tunings(case)
@@ -136,8 +184,8 @@ def tune(study: Study, case: Case) -> Case:
     return replace(case, options=race(candidates, score, study.attainment, start, RACE_STEP))
 
 
-def measure(study: Study, case: Case, rate: float | None) -> tuple[float, Report, int]:
-    """Capacity of one seed with the report there, and how many runs it took."""
+def measure(study: Study, case: Case, rate: float | None, expected: float = 0.0) -> Measured:
+    """Capacity of one seed, or the report at ``rate``; the search begins where another seed's was ``expected``."""
     reports: dict[float, Report] = {}
 
     def at(rate: float) -> Report:
@@ -146,11 +194,11 @@ def measure(study: Study, case: Case, rate: float | None) -> tuple[float, Report
         return reports[rate]
 
     if rate is not None:
-        return rate, at(rate), 1
+        at(rate)
+        return Measured(rate, reports)
 
     def holds(rate: float) -> bool:
         found = at(rate)
         return found.attainment >= study.attainment and found.stationary
 
-    capacity = highest(holds, study.mode.start_rate(case))
-    return capacity, at(capacity or min(reports)), len(reports)
+    return Measured(highest(holds, expected or study.mode.start_rate(case), study.precision), reports)

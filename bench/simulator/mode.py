@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from bench.case import Case
 from bench.metrics import Report, report
+from bench.outcome import Outcome
 from bench.presets import PRESETS, Preset
 from bench.simulator.bound import bound
 from bench.simulator.settings import SimulationSettings
@@ -45,6 +47,10 @@ class SimMode:
             return bound(items, PRESETS[case.preset], _tiers(case), _options(case).settings)
         return report(simulate(case, items).outcomes, span_s)
 
+    def record(self, case: Case) -> tuple[Outcome, ...]:
+        """Simulate, and say what became of each request."""
+        return simulate(case).outcomes
+
     def tunings(self, case: Case) -> list[SimOptions]:
         """Budgets, drafts and splits by hand for the systems that have them."""
         options = _options(case)
@@ -59,6 +65,13 @@ class SimMode:
         decoded = sum(item.output_tokens for item in items) / len(items)
         seconds = (tokens + decoded) * piece.k_token + decoded * piece.base / 32 + tokens / 1024 * piece.base
         return max(0.05, 0.5 * case.workers / seconds)
+
+    def described(self) -> dict[str, Any]:
+        """The preset says it all."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 def simulate(case: Case, items: Sequence[Item] | None = None) -> Run:
