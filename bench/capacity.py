@@ -1,92 +1,142 @@
 """``python -m bench.capacity``: the highest rate at which each system still attains 90 % of all SLOs.
 
-Each seed's capacity is found by bisection to 5 %; a rate holds if attainment over all requests is high enough and no
+``--mode sim`` simulates named GPUs; ``--mode real`` runs the product and stock vLLM servers on this machine. Each seed's capacity is found by bisection to 5 %; a rate holds if attainment over all requests is high enough and no
 backlog grows. What a baseline has to be tuned by hand is tuned first, on another seed. Capacities are requests per
 second and engine. The last line is one JSON object; progress goes to stderr.
 """
 
 import argparse
-import importlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.case import WORKLOAD, Case, Mode
 from bench.presets import PRESETS
+from bench.results import raw
+from bench.results.capture import capture
 from bench.search import Estimate, geometric
+from bench.simulator.mode import SimMode
 from bench.study import Found, Study
 from bench.workload import add_arrivals, spec_of
 from bench.workloads import SCENARIOS
 from common.errors import SlosError
 
-SYSTEMS = (
-    "ours", "vllm", "vllm-spec", "vllm-prefill-first", "sarathi", "disagg", "slos-serve", "edf", "bound",
-)  # fmt: skip
-MODES = {"sim": "bench.simulator.mode:SimMode", "real": "bench.real.mode:RealMode"}
+SYSTEMS = {
+    "sim": ("ours", "vllm", "vllm-spec", "vllm-prefill-first", "sarathi", "disagg", "slos-serve", "edf", "bound"),
+    "real": ("ours", "vllm", "vllm-tuned", "disagg"),
+}
+DEFAULTS: Mapping[str, Mapping[str, float | int]] = {
+    "sim": {"workers": 4, "seeds": 3, "seconds": 300.0, "length_scale": 1.0, "tune_seconds": 120.0, "precision": 0.05},
+    "real": {"workers": 2, "seeds": 2, "seconds": 30.0, "length_scale": 0.25, "tune_seconds": 20.0, "precision": 0.05},
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.capacity", description=__doc__)
-    parser.add_argument("--mode", choices=list(MODES), default="sim")
+    parser.add_argument("--mode", choices=list(SYSTEMS), default="sim")
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="mixed")
     parser.add_argument("--workload", type=Path, metavar="FILE", help="scale this file's times instead of a scenario")
-    parser.add_argument("--systems", default="ours,vllm", help=f"comma-separated, of {', '.join(SYSTEMS)}")
+    parser.add_argument("--systems", default="ours,vllm", help=_known())
     parser.add_argument("--preset", choices=list(PRESETS), default="opt-13b-tp2-a100")
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--seeds", type=int, help="how many seeds")
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long requests arrive for")
+    parser.add_argument("--seconds", type=float, help="how long requests arrive for")
     parser.add_argument("--rate", type=float, help="evaluate this one rate (requests per second in all)")
     parser.add_argument("--attainment", type=float, default=0.9, help="share of SLOs that capacity asks for")
     parser.add_argument("--tpot-scale", type=float, default=1.0, help="stretches every tier's TPOT")
-    parser.add_argument("--tune-seconds", type=float, default=120.0, help="length of the runs that tuning is done on")
+    parser.add_argument("--tune-seconds", type=float, help="length of the runs that tuning is done on")
+    parser.add_argument("--precision", type=float, help="how far apart a rate that holds and one that does not may be")
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object to this file as well")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the raw results that figures are made from")
+    parser.add_argument("--curve", type=int, default=0, help="so many rates at which --out has all systems' attainment")
     add_arrivals(parser)
+    parser.set_defaults(length_scale=None)
+    real = parser.add_argument_group("real runs")
+    real.add_argument("--log-dir", type=Path, metavar="DIR", help="keep a log of every request and process here")
+    real.add_argument("--parameters", default="25M", help="size of the random model")
+    real.add_argument("--chunk", type=int, help="vllm-tuned's max_num_batched_tokens; default: the best of a sweep")
+    real.add_argument(
+        "--recalibrate", action="store_true", help="measure this machine's zero-load times and steps anew"
+    )
     return parser
 
 
-def mode_of(name: str) -> Mode:
-    """The mode by its name; raises SystemExit where it is not installed."""
-    module, attribute = MODES[name].split(":")
-    try:
-        return cast(Mode, getattr(importlib.import_module(module), attribute)())
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"--mode {name} is not available: {error}") from error
+def _known() -> str:
+    return "comma-separated, of " + "; ".join(f"{mode}: {', '.join(names)}" for mode, names in SYSTEMS.items())
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Options with the mode's defaults, and the systems; exits with what is wrong."""
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    for name, value in DEFAULTS[args.mode].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    systems = list(dict.fromkeys(name.strip() for name in args.systems.split(",") if name.strip()))
+    if unknown := set(systems) - set(SYSTEMS[args.mode]):
+        arguments.error(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS[args.mode])}")
+    if not systems or args.workers < 1 or args.seeds < 1 or (args.rate is not None and args.rate <= 0):
+        arguments.error("systems, workers, seeds and the rate must be at least one of something")
+    return args, systems
+
+
+def mode_of(args: argparse.Namespace) -> Mode:
+    """The mode that is asked for."""
+    if args.mode == "sim":
+        return SimMode()
+    from bench.real.mode import RealMode, RealOptions
+
+    return RealMode(
+        RealOptions(
+            parameters=args.parameters,
+            log_dir=args.log_dir,
+            stop_below=None if args.rate else args.attainment,
+            chunk=args.chunk,
+            tune_s=args.tune_seconds,
+            recalibrate=args.recalibrate,
+        )
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = parser()
-    args = arguments.parse_args(argv)
-    systems = list(dict.fromkeys(name.strip() for name in args.systems.split(",") if name.strip()))
-    if unknown := set(systems) - set(SYSTEMS):
-        arguments.error(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS)}")
-    if not systems or args.workers < 1 or args.seeds < 1 or (args.rate is not None and args.rate <= 0):
-        arguments.error("systems, workers, seeds and the rate must be at least one of something")
+    args, systems = parse(argv)
     try:
-        found = Study(mode_of(args.mode), args.attainment, args.tune_seconds, args.jobs).run(
-            cases(args, systems), range(args.first_seed, args.first_seed + args.seeds), args.rate
-        )
+        with closing(mode_of(args)) as mode:
+            found = Study(mode, args.attainment, args.tune_seconds, args.jobs, args.precision).run(
+                cases(args, systems), range(args.first_seed, args.first_seed + args.seeds), args.rate
+            )
+            result = summary(args, found) | mode.described()
+            if args.out is not None:
+                raw.write(args.out, _raw(mode, found, result, args.curve, argv))
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    result = summary(args, found)
     if not args.json:
         Console().print(table(result))
-    text = json.dumps(result)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
-    print(text)
+    print(json.dumps(result))
     return 0
+
+
+def _raw(
+    mode: Mode, found: Sequence[Found], result: dict[str, Any], curve: int, argv: Sequence[str] | None
+) -> dict[str, Any]:
+    scenarios = {name: {system: dict(one) for system, one in of.items()} for name, of in result["scenarios"].items()}
+    for one in found:
+        scenarios[one.case.spec.scenario][one.case.system]["points"] = one.points(one.case.workers)
+    for scenario, system, added in capture(mode, found, curve):
+        scenarios[scenario][system] |= added
+    return raw.provenance("bench.capacity", sys.argv[1:] if argv is None else argv) | result | {"scenarios": scenarios}
 
 
 def cases(args: argparse.Namespace, systems: Sequence[str]) -> list[Case]:
@@ -96,7 +146,7 @@ def cases(args: argparse.Namespace, systems: Sequence[str]) -> list[Case]:
         Case(
             system=system,
             spec=spec_of(args, scenario, args.rate or 1.0, args.seconds, args.first_seed),
-            preset=args.preset,
+            preset=args.preset if args.mode == "sim" else "",
             workers=args.workers,
             tpot_scale=args.tpot_scale,
             workload=args.workload,

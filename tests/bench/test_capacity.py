@@ -73,7 +73,9 @@ def test_the_geometric_mean_is_over_all_scenarios(tmp_path: Path, capsys: Capsys
     for systems in found["scenarios"].values():
         product *= systems["bound"]["capacity"]
     assert found["capacity"]["bound"] == pytest.approx(product ** (1 / 6))
-    assert json.loads(out.read_text()) == found
+    written = json.loads(out.read_text())
+    assert written["capacity"] == found["capacity"]
+    assert set(written["scenarios"]) == set(found["scenarios"])
 
 
 @pytest.mark.parametrize("options", [["--systems", "magic"], ["--seeds", "0"], ["--rate", "-1"], ["--systems", ""]])
