@@ -18,9 +18,18 @@ class Answer:
     request_id: str = ""
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    times_s: list[float] = field(default_factory=list)
+    """When its worker had each token."""
     decision: dict[str, Any] = field(default_factory=dict)
+    """The latest one."""
+    verdicts: list[str] = field(default_factory=list)
     done: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)
+
+
+async def post(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    """Whatever comes back."""
+    return await client.post("/generate", json={"temperature": 0, **body})
 
 
 @asynccontextmanager
@@ -31,7 +40,7 @@ async def session(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 async def generate(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     """A whole answer."""
-    response = await client.post("/generate", json={"temperature": 0, **body})
+    response = await post(client, **body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
@@ -64,8 +73,10 @@ def _apply(answer: Answer, name: str, data: dict[str, Any]) -> None:
         assert data["position"] == len(answer.tokens)
         answer.tokens += data["token_ids"]
         answer.text += data["text"]
+        answer.times_s += [data["time_s"]] * len(data["token_ids"])
     elif name == "decision":
         answer.decision = data["decision"]
+        answer.verdicts.append(data["decision"]["verdict"])
     elif name == "done":
         answer.done = data
     elif name == "error":
