@@ -1,8 +1,9 @@
 """``python -m bench.capacity``: the highest rate at which each system still attains 90 % of all SLOs.
 
-``--mode sim`` simulates named GPUs; ``--mode real`` runs the product and stock vLLM servers on this machine. Each seed's capacity is found by bisection to 5 %; a rate holds if attainment over all requests is high enough and no
-backlog grows. What a baseline has to be tuned by hand is tuned first, on another seed. Capacities are requests per
-second and engine. The last line is one JSON object; progress goes to stderr.
+``--mode sim`` simulates named GPUs; ``--mode real`` runs the product and stock vLLM servers on this machine. Each
+seed's capacity is found by bisection to 5 %; a rate holds if attainment over all requests is high enough and no backlog
+grows. What a baseline has to be tuned by hand is tuned first, on another seed. Capacities are requests per second and
+engine. The last line is one JSON object; progress goes to stderr.
 """
 
 import argparse
