@@ -12,7 +12,7 @@ bin := .venv/bin
 python := $(bin)/python
 export PYTHON
 
-.PHONY: help setup run test check unit vllm-test smoke compose-test docs clean
+.PHONY: help setup run test check unit vllm-test smoke compose-test sweep results docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | column -t -s "$$(printf '\t')" 2>/dev/null \
@@ -43,6 +43,12 @@ smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is 
 
 compose-test: setup ## docker compose with two workers of each kind; the last line is one JSON object
 	@$(python) deploy/compose_test.py $(ARGS)
+
+sweep: setup ## run all simulated studies into docs/results/ (about an hour on 2 cores; goes on where it was stopped)
+	@$(python) -m bench.sweep $(ARGS)
+
+results: setup ## make docs/results.md, its figures and the README's table from docs/results/*.json
+	@$(python) -m bench.results $(ARGS)
 
 docs: setup ## write the settings table into docs/operations.md
 	@$(python) -m deploy.docs

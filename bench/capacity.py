@@ -137,7 +137,11 @@ def _raw(
         scenarios[one.case.spec.scenario][one.case.system]["points"] = one.points(one.case.workers)
     for scenario, system, added in capture(mode, found, curve):
         scenarios[scenario][system] |= added
-    return raw.provenance("bench.capacity", sys.argv[1:] if argv is None else argv) | result | {"scenarios": scenarios}
+    settings = {
+        name: Path(value).name if str(value).startswith("/") else value for name, value in result["settings"].items()
+    }
+    about = raw.provenance("bench.capacity", sys.argv[1:] if argv is None else argv)
+    return about | result | {"scenarios": scenarios, "settings": settings}
 
 
 def cases(args: argparse.Namespace, systems: Sequence[str]) -> list[Case]:

@@ -26,12 +26,17 @@ def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
     """What a figure must say of how it came about; ``argv`` are the command's arguments."""
     return {
         "format": FORMAT,
-        "command": " ".join(["python", "-m", module, *argv]),
+        "command": " ".join(["python", "-m", module, *map(_portable, argv)]),
         "commit": commit(),
         "dirty": changed_since("HEAD"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
     }
+
+
+def _portable(argument: str) -> str:
+    """An absolute path means nothing on other machines."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_raw_file_says_how_it_came_about(written: Path) -> None:
     found = raw.read(written)
-    assert found["command"] == f"python -m bench.capacity {' '.join(QUICK)} --out {written}"
+    assert found["command"] == f"python -m bench.capacity {' '.join(QUICK)} --out {written.name}"
     assert found["commit"] == raw.commit()
     assert {"cpu", "cores", "system", "python"} == set(found["machine"])
     assert found["settings"]["mode"] == "sim"

@@ -1,0 +1,154 @@
+"""Raw studies that belong into one picture: one mode, engine and arrival process, with their scenarios."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.search import geometric
+
+OURS = "ours"
+LABELS = {
+    OURS: "slos-serve (ours)",
+    "vllm": "vLLM",
+    "vllm-tuned": "vLLM, best budget",
+    "vllm-spec": "vLLM, speculation",
+    "vllm-prefill-first": "vLLM, prefill first",
+    "sarathi": "Sarathi-Serve",
+    "disagg": "disaggregated",
+    "slos-serve": "paper's policy",
+    "edf": "EDF, relegation",
+    "bound": "upper bound",
+}
+"""Systems in the order in which figures show them."""
+DEPLOYED = ("vllm", "vllm-tuned", "vllm-spec", "vllm-prefill-first", "sarathi", "disagg")
+"""What people run today."""
+PAPER_COMPARED = ("vllm-prefill-first", "sarathi", "disagg")
+"""What the paper compares with."""
+_ORDER = ("chatbot", "coder", "summarizer", "mixed", "tool", "reasoning")
+
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``scenarios`` by name, then system; ``files`` are raw files by name."""
+
+    mode: str
+    preset: str
+    arrivals: str
+    scenarios: Mapping[str, Mapping[str, Found]]
+    files: Mapping[str, Found]
+
+    @property
+    def slug(self) -> str:
+        """A file name."""
+        return "-".join(part.replace(" ", "-") for part in (self.mode, self.preset, self.arrivals) if part)
+
+    @property
+    def engine(self) -> str:
+        """What served."""
+        if self.mode == "sim":
+            return f"simulated {self.preset}, {self._one('workers')} workers"
+        return (
+            f"real engines on {self._machine()}, {self._one('workers')} workers, {self._one('parameters')} parameters"
+        )
+
+    @property
+    def title(self) -> str:
+        """A heading."""
+        return f"{self.engine}, {self.arrivals} arrivals"
+
+    @property
+    def systems(self) -> list[str]:
+        """All that were run, in the order of figures."""
+        found = {system for of in self.scenarios.values() for system in of}
+        return [name for name in LABELS if name in found]
+
+    def commands(self) -> list[str]:
+        """How to make the raw files again; what differs by scenario is named once."""
+        found: dict[str, None] = {}
+        for raw in self.files.values():
+            command = re.sub(r" --(out|log-dir)[ =]\S+", "", str(raw["command"]))
+            found[re.sub(r"(--scenario[ =])\S+", r"\1SCENARIO", command)] = None
+        return list(found)
+
+    def commits(self) -> list[str]:
+        """The code that ran; ``+`` says that it had changes that were not committed."""
+        return sorted({raw["commit"] + ("+" if raw["dirty"] else "") for raw in self.files.values()})
+
+    def provenance(self) -> str:
+        """Workload, engine, command and commit, for below a figure."""
+        seconds, seeds = self._one("seconds"), self._one("seeds")
+        workload = f"{', '.join(self.scenarios)}; {self.arrivals} arrivals, {seconds} s, {seeds} seeds"
+        return (
+            f"workload: {workload} | engine: {self.engine} | {'; '.join(self.commands())} | {', '.join(self.commits())}"
+        )
+
+    def capacity(self, scenario: str, systems: Iterable[str]) -> float:
+        """The highest of these systems' capacities, 0 if none was run."""
+        of = self.scenarios[scenario]
+        return max((of[name]["capacity"] for name in systems if name in of), default=0.0)
+
+    def ratio(self, systems: Sequence[str]) -> float | None:
+        """Geometric mean over scenarios of ours over the best of these systems in each; None if one is missing."""
+        pairs = [(self.capacity(name, [OURS]), self.capacity(name, systems)) for name in self.scenarios]
+        if not pairs or not all(ours > 0 and other > 0 for ours, other in pairs):
+            return None
+        return geometric([ours / other for ours, other in pairs]).mean
+
+    def mean_capacity(self, system: str) -> float | None:
+        """Geometric mean over scenarios, in requests per second and engine."""
+        rates = [self.capacity(name, [system]) for name in self.scenarios]
+        return geometric(rates).mean if rates and min(rates) > 0 else None
+
+    def _one(self, setting: str) -> str:
+        values = {_plain(raw["settings"].get(setting)) for raw in self.files.values()}
+        return "/".join(sorted(values))
+
+    def _machine(self) -> str:
+        machines = {f"{raw['machine']['cores']} cores of {raw['machine']['cpu']}" for raw in self.files.values()}
+        return " and ".join(sorted(machines))
+
+
+def groups(files: Mapping[str, Found]) -> list[Group]:
+    """Studies by mode, preset and arrivals; one scenario's newest file wins. Other raw files are left out."""
+    found: dict[tuple[str, str, str], dict[str, Found]] = {}
+    for name, raw in sorted(files.items(), key=lambda one: str(one[1]["date"])):
+        if "capacity" in raw and "scenarios" in raw and "settings" in raw:
+            settings = raw["settings"]
+            preset = settings["preset"] if settings["mode"] == "sim" else ""
+            found.setdefault((settings["mode"], preset, _arrivals(settings)), {})[name] = raw
+    return [_group(*key, of) for key, of in sorted(found.items(), key=lambda one: _rank(*one[0]))]
+
+
+def _group(mode: str, preset: str, arrivals: str, files: Mapping[str, Found]) -> Group:
+    scenarios: dict[str, Mapping[str, Found]] = {}
+    source: dict[str, str] = {}
+    for name, raw in files.items():
+        scenarios |= raw["scenarios"]
+        source |= dict.fromkeys(raw["scenarios"], name)
+    ordered = sorted(scenarios, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    kept = {source[name] for name in ordered}
+    return Group(
+        mode, preset, arrivals, {name: scenarios[name] for name in ordered},
+        {name: raw for name, raw in files.items() if name in kept},
+    )  # fmt: skip
+
+
+def _arrivals(settings: Found) -> str:
+    arrivals = str(settings["arrivals"])
+    if settings.get("workload"):
+        return Path(settings["workload"]).stem
+    return f"trace of {Path(settings['trace']).stem}" if arrivals == "trace" and settings.get("trace") else arrivals
+
+
+def _rank(mode: str, preset: str, arrivals: str) -> tuple[Any, ...]:
+    order = ("poisson", "bursty")
+    return (mode != "sim", preset, order.index(arrivals) if arrivals in order else len(order), arrivals)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -1,0 +1,163 @@
+"""``python -m bench.sweep``: all studies of the published results, as raw files, several at a time.
+
+A study is one scenario under one arrival process on one preset with all systems: ``python -m bench.capacity`` with
+``--out`` in a process of its own. Files that are there and that the same code made are kept, so a sweep may be stopped
+and started again. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.results import raw
+from bench.workloads import SCENARIOS
+
+ROOT = Path(__file__).parents[1]
+ALL_SYSTEMS = "ours,vllm,vllm-spec,vllm-prefill-first,sarathi,disagg,slos-serve,edf,bound"
+WITHOUT_DRAFTS = "ours,vllm,vllm-prefill-first,sarathi,disagg,slos-serve,edf,bound"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Studies that are asked for together, one for each of the six scenarios."""
+
+    preset: str
+    arrivals: str
+    systems: str
+
+    def options(self, trace: Path | None, start_s: float) -> list[str]:
+        """What ``bench.capacity`` is told about engines, arrivals and systems (which come last)."""
+        replayed: list[str] = []
+        if self.arrivals == "trace" and trace is not None:
+            replayed = ["--trace", str(trace.resolve()), "--trace-start-s", f"{start_s:g}"]
+        return ["--preset", self.preset, "--arrivals", self.arrivals, *replayed, "--systems", self.systems]
+
+
+PARTS: Mapping[str, Part] = {
+    "opt-poisson": Part("opt-13b-tp2-a100", "poisson", ALL_SYSTEMS),
+    "opt-bursty": Part("opt-13b-tp2-a100", "bursty", ALL_SYSTEMS),
+    "opt-trace": Part("opt-13b-tp2-a100", "trace", ALL_SYSTEMS),
+    "qwen-poisson": Part("qwen2.5-7b-h100", "poisson", WITHOUT_DRAFTS),
+    "qwen-bursty": Part("qwen2.5-7b-h100", "bursty", WITHOUT_DRAFTS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One study and its raw file."""
+
+    name: str
+    path: Path
+    arguments: tuple[str, ...]
+
+    def run(self) -> float:
+        """Run it; returns the seconds it took. Raises RuntimeError with the end of what it said."""
+        started_s = time.monotonic()
+        command = [sys.executable, "-m", "bench.capacity", *self.arguments, "--json"]
+        one_core = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+        with tempfile.TemporaryFile() as said:
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ | one_core, stdout=subprocess.DEVNULL, stderr=said, check=False
+            )
+            if done.returncode:
+                said.seek(0)
+                raise RuntimeError(f"{self.name}: {said.read().decode(errors='replace')[-2000:]}")
+        return time.monotonic() - started_s
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
+    parser.add_argument("--parts", default="all", help=f"comma-separated, or all: {', '.join(PARTS)}")
+    parser.add_argument("--scenarios", default="all", help=f"comma-separated, or all: {', '.join(SCENARIOS)}")
+    parser.add_argument("--systems", help="these instead of all")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", help="where raw files go")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="replay these arrivals (Azure CSV), not their like")
+    parser.add_argument("--trace-start-s", type=float, default=0.0, help="where in it to begin")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long requests arrive for in a run")
+    parser.add_argument("--tune-seconds", type=float, default=100.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--curve", type=int, default=7, help="rates at which all systems are compared; 0 for none")
+    parser.add_argument("--jobs", type=int, default=2, help="studies at a time")
+    parser.add_argument("--force", action="store_true", help="run again what is there already")
+    parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
+    return parser
+
+
+def tasks(args: argparse.Namespace) -> Iterator[Task]:
+    """All studies; the longest first, so that processes end together. Raises KeyError for an unknown name."""
+    scenarios = list(SCENARIOS) if args.scenarios == "all" else args.scenarios.split(",")
+    parts = list(PARTS) if args.parts == "all" else args.parts.split(",")
+    for scenario in sorted(
+        scenarios, key=lambda name: (name not in ("reasoning", "tool"), list(SCENARIOS).index(name))
+    ):
+        for name in parts:
+            yield _task(args, scenario, name, PARTS[name])
+
+
+def _task(args: argparse.Namespace, scenario: str, name: str, part: Part) -> Task:
+    path = args.folder / f"sim-{name}-{scenario}.json"
+    options = part.options(args.trace, args.trace_start_s)
+    if args.systems:
+        options[-1] = args.systems
+    sizes = ("seconds", "tune_seconds", "seeds", "workers", "curve")
+    numbers = [text for size in sizes for text in (f"--{size.replace('_', '-')}", f"{getattr(args, size):g}")]
+    return Task(f"{name} {scenario}", path, ("--scenario", scenario, *options, *numbers, "--out", str(path)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    try:
+        wanted = list(tasks(args))
+    except (KeyError, ValueError) as error:
+        arguments.error(f"unknown: {error}")
+    todo = [task for task in wanted if args.force or not raw.up_to_date(task.path)]
+    if args.list:
+        for task in todo:
+            print(f"python -m bench.capacity {' '.join(task.arguments)}")
+        return 0
+    started_s = time.monotonic()
+    failed = run(todo, args.jobs)
+    for reason in failed:
+        print(reason, file=sys.stderr)
+    took_s = round(time.monotonic() - started_s, 1)
+    print(json.dumps({"studies": len(todo), "kept": len(wanted) - len(todo), "failed": len(failed), "seconds": took_s}))
+    return 1 if failed else 0
+
+
+def run(todo: Sequence[Task], jobs: int) -> list[str]:
+    """Run all; returns what went wrong with those that failed."""
+    columns = (
+        TextColumn("studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )  # fmt: skip
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool, Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        shown = progress.add_task("studies", total=len(todo), last="")
+        running = {pool.submit(task.run): task for task in todo}
+        for done in as_completed(running):
+            try:
+                last = f"{running[done].name}: {done.result():.0f} s"
+            except RuntimeError as error:
+                failed.append(str(error))
+                last = f"{running[done].name} failed"
+            progress.update(shown, advance=1, last=last)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
