@@ -95,7 +95,7 @@ class Cluster:
             context_tokens=context,
             generated_tokens=len(record.generated),
             max_tokens=max(1, request.sampling.max_tokens - len(record.generated)),
-            first_token_s=decision.decided_s if record.generated else None,
+            first_token_s=record.notes.get("first_token_s", decision.decided_s) if record.generated else None,
             dispatched_s=decision.decided_s,
             dispatched_tokens=len(record.generated),
         )

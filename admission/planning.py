@@ -38,7 +38,8 @@ class Planning:
     def __init__(
         self, bus: Bus, settings: Settings, tiers: Tiers, name: str, report: Report, clock: Callable[[], float]
     ) -> None:
-        self.window = Window(settings.window, tiers.names)
+        offline = [tier.name for tier in tiers.tiers if tier.slo() is None]
+        self.window = Window(settings.window, tiers.names, offline)
         self.cluster = Cluster()
         self._bus = bus
         self._settings = settings
@@ -113,7 +114,7 @@ class Planning:
         now_s = self._clock()
         state = ClusterState(
             cycle=self._cycle,
-            held=[self._sessions.apply(waiting.held) for waiting in self.window],
+            held=[self._sessions.apply(waiting.held) for waiting in self.window.in_view()],
             running=self.cluster.running,
             workers=workers,
             hop_s=self._hops.seconds(now_s),
@@ -187,7 +188,9 @@ class Planning:
             return
         claim = waiting.claim
         trace = self._report.admission_span(waiting, decision, self._clock())
-        work = Work(claim.request, decision, claim.attempt, claim.generated, trace=trace)
+        work = Work(
+            claim.request, decision, claim.attempt, claim.generated, trace=trace, first_token_s=claim.first_token_s
+        )
         self.cluster.dispatched(waiting.held, decision, claim.attempt)
         self._sessions.dispatched(waiting.held, decision.prefill_worker)
         if decision.predicted_ttft_ms is not None:

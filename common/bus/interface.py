@@ -52,7 +52,7 @@ class Claim:
     """A waiting request that this planner holds; others can't see it until it is dispatched, ended or released.
 
     ``generated`` are the tokens that the client already has from an earlier attempt; ``deferred_s`` is when it
-    was first deferred, None if it was not.
+    was first deferred, None if it was not, and ``first_token_s`` when the first of the tokens came.
     """
 
     entry: str
@@ -60,6 +60,7 @@ class Claim:
     attempt: int
     generated: Tokens = ()
     deferred_s: float | None = None
+    first_token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

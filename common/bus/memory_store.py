@@ -126,8 +126,8 @@ class MemoryStore:
         if waiting.planner != planner:
             waiting.planner, waiting.deliveries = planner, waiting.deliveries + 1
         stored = self._records[waiting.request_id]
-        generated = tuple(stored.generated)
-        return Claim(cursor_at(number), stored.request, stored.attempt, generated, stored.deferred_s)
+        generated, first_token_s = tuple(stored.generated), stored.notes.get("first_token_s")
+        return Claim(cursor_at(number), stored.request, stored.attempt, generated, stored.deferred_s, first_token_s)
 
     def _give(self, stored: Stored, stage: Stage, worker: str) -> None:
         stored.holder = worker

@@ -49,9 +49,9 @@ class RedisAdmission(RedisClient):
 
     async def _readable(self, tier: str, answers: Sequence[Any]) -> list[Claim]:
         claims = []
-        for entry, request_id, request, attempt, deferred_s, tokens in answers:
+        for entry, request_id, *fields in answers:
             try:
-                claims.append(claim_from(entry, request, attempt, deferred_s, tokens))
+                claims.append(claim_from(entry, *fields))
             except CodecError as error:
                 log.warning("request %s can't be read: %s", request_id.decode(errors="replace"), error)
                 await self._run("bury_entry", tier, entry, request_id, CORRUPT, "corrupt")

@@ -59,13 +59,16 @@ def record_from(fields: Sequence[bytes], tokens: bytes) -> Record | None:
     )
 
 
-def claim_from(entry: bytes, request: bytes, attempt: bytes, deferred_s: bytes, tokens: bytes) -> Claim:
+def claim_from(
+    entry: bytes, request: bytes, attempt: bytes, deferred_s: bytes, tokens: bytes, first_token_s: bytes
+) -> Claim:
     """A claim from the answer of a script; raises CodecError if the record is corrupt."""
     try:
         number, since_s = int(attempt), float(deferred_s) if deferred_s else None
+        first_s = float(first_token_s) if first_token_s else None
     except ValueError as error:
         raise CodecError(f"corrupt record: {error}") from None
-    return Claim(entry.decode(), decode(request, Request), number, unpack_tokens(tokens), since_s)
+    return Claim(entry.decode(), decode(request, Request), number, unpack_tokens(tokens), since_s, first_s)
 
 
 def replies_from(entries: Iterable[Entry]) -> list[Reply]:

@@ -123,13 +123,18 @@ class WorkJob:
         notes = dict(output.notes)
         if first:
             notes[f"{self.stage.value}_taken_s"] = self.times.taken_s
-            notes["first_token_s" if self.stage is Stage.PREFILL else "decode_first_token_s"] = now_s
+            notes[self._first_token_note()] = now_s
         if self.times.dropped_hand_off and first:
             notes["hand_off_dropped"] = 1.0
         if self.times.end is not None:
             notes["ended_s"] = now_s
         self.times.notes.update(notes)
         return notes
+
+    def _first_token_note(self) -> str:
+        if self.work.generated:
+            return "decode_first_token_s" if self.stage is Stage.DECODE else "resumed_first_token_s"
+        return "first_token_s"
 
     def _next_work(self, hand_off: HandOff) -> Work:
         first_token_s = self.times.token_times_s[0] if not self.work.generated else self.work.first_token_s

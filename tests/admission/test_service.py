@@ -98,11 +98,14 @@ async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() 
         request = arriving(sampling=Sampling(max_tokens=400), reply_to="other")
         await bus.submit(request, 100)
         await until_generated(pipeline, request, 20)
+        before = await bus.record(request.id)
         await pipeline.nodes[1].kill()
         record = await pipeline.ended(request.id)
         tokens, _ = await pipeline.text("other", request.id)
         assert record.attempt > 1
         assert tuple(tokens) == truth == record.generated
+        assert before is not None
+        assert record.notes["first_token_s"] == before.notes["first_token_s"]
 
 
 async def test_an_engine_that_dies_ends_its_worker_and_nothing_is_lost() -> None:

@@ -2,6 +2,7 @@
 
 from admission.window import Window
 from common.bus.interface import Claim
+from common.messages import Decision, Verdict
 from tests.factories import make_request, make_worker
 
 
@@ -44,3 +45,48 @@ def test_patience_is_counted_from_arrival() -> None:
     window.add([Claim("1-1", request, 1)], [], 101.0)
     assert window.out_of_patience(102.0) == []
     assert [waiting.claim.request.id for waiting in window.out_of_patience(102.1)] == [request.id]
+
+
+def deferred(window: Window, claim: Claim) -> None:
+    decision = Decision(Verdict.DEFERRED, "prefill_capacity", 1, 100.0)
+    window.decided(claim.request.id, decision, deferred=True)
+
+
+def test_what_was_deferred_does_not_keep_new_requests_from_being_seen() -> None:
+    window = Window(16, ["chat"])
+    for _ in range(100):
+        found = claims("chat", window.room()["chat"])
+        assert len(found) >= 12
+        window.add(found, [], 0.0)
+        assert {waiting.claim.request.id for waiting in window.in_view()} >= {claim.request.id for claim in found}
+        assert len(window.in_view()) <= 16
+        for claim in found:
+            deferred(window, claim)
+
+
+def test_a_plan_sees_the_oldest_and_the_latest_of_what_was_deferred() -> None:
+    window = Window(16, ["chat"])
+    found = claims("chat", 10)
+    window.add(found, [], 0.0)
+    for claim in found:
+        deferred(window, claim)
+    seen = {waiting.claim.request.id for waiting in window.in_view()}
+    assert seen == {found[i].request.id for i in (0, 1, 8, 9)}
+    window.pop(found[0].request.id)
+    assert found[2].request.id in {waiting.claim.request.id for waiting in window.in_view()}
+
+
+def test_offline_work_takes_only_its_share() -> None:
+    window = Window(16, ["chat", "batch"], offline=["batch"])
+    window.add(claims("batch", window.room()["batch"]), [], 0.0)
+    assert window.room() == {"chat": 12, "batch": 0}
+
+
+def test_who_is_out_of_patience_is_named_until_it_is_gone() -> None:
+    window = Window(4, ["chat"])
+    found = [Claim("1-1", make_request(arrival_s=100.0, patience_ms=ms), 1) for ms in (3000.0, 1000.0)]
+    window.add(found, [], 100.0)
+    for _ in range(2):
+        assert [waiting.claim for waiting in window.out_of_patience(102.0)] == [found[1]]
+    window.pop(found[1].request.id)
+    assert window.out_of_patience(102.0) == []

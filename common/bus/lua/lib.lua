@@ -115,10 +115,11 @@ local function claims(tier, entries)
     elseif record.state ~= 'queued' or record.entry ~= entry[1] then
       drop_entry(tier, entry[1])
     else
-      local rest = redis.call('HMGET', RECORD .. id, 'request', 'deferred_s')
+      local rest = redis.call('HMGET', RECORD .. id, 'request', 'deferred_s', 'n:first_token_s')
       local tokens = redis.pcall('GET', TOKENS .. id)
       if type(tokens) == 'table' then tokens = 'corrupt' end
-      found[#found + 1] = {entry[1], id, rest[1] or '', record.attempt or '', rest[2] or '', tokens or ''}
+      found[#found + 1] =
+        {entry[1], id, rest[1] or '', record.attempt or '', rest[2] or '', tokens or '', rest[3] or ''}
     end
   end
   return found

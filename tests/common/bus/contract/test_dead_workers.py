@@ -45,13 +45,14 @@ async def test_a_buried_worker_is_forgotten_and_told_to_stop(bus: Bus) -> None:
 
 async def test_requests_of_a_dead_worker_go_back_with_their_tokens(bus: Bus) -> None:
     work, token = await dispatched(bus)
-    await bus.emit("p", [frame(work, 0, (5, 6), prefill_start_s=1.0)])
+    await bus.emit("p", [frame(work, 0, (5, 6), first_token_s=1.25)])
     assert await bus.requeue("p", token) == [work.request.id]
     record = await stored(bus, work.request.id)
     assert (record.state, record.attempt, record.generated) == (State.QUEUED, 2, (5, 6))
     assert (record.prefill_worker, record.decode_worker) == (None, None)
     (claim,) = await bus.claim("chat", "planner", 5)
     assert (claim.request, claim.attempt, claim.generated) == (work.request, 2, (5, 6))
+    assert claim.first_token_s == 1.25
 
 
 async def test_a_deferral_survives_a_dead_worker(bus: Bus) -> None:
