@@ -111,7 +111,7 @@ class Cluster:
         deadline_s = time.monotonic() + timeout_s
         async with httpx.AsyncClient() as client:
             while time.monotonic() < deadline_s:
-                self._check_children()
+                self.check_children()
                 try:
                     if (await client.get(f"{self.url}/readyz")).status_code == 200:
                         return
@@ -120,7 +120,8 @@ class Cluster:
                 await asyncio.sleep(0.1)
         raise RuntimeError(f"not ready within {timeout_s} s; logs are in {self.folder}")
 
-    def _check_children(self) -> None:
+    def check_children(self) -> None:
+        """Raises RuntimeError with the log of a child that ended."""
         for child in self.children.values():
             if not child.alive and child.process.returncode not in (0, -signal.SIGKILL):
                 raise RuntimeError(f"{child.name} ended with {child.process.returncode}:\n{tail(child.log)}")

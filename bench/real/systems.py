@@ -1,13 +1,19 @@
 """The systems that are compared, each as processes that can be started, asked and stopped."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cluster import Cluster, free_port, start_pipeline
+import aiohttp
+
+from bench.cluster import READY_TIMEOUT_S, Cluster, free_port, start_pipeline
 from bench.real.backends import Backend, Disaggregated, Product, Stock
+from bench.real.job import AnswerError
+from bench.real.load import probe
 from bench.real.routing import Routing, make_router
 from bench.real.servers import DEFAULT_CHUNK, ServerOptions, StockServer, start_all, stop_all
 
@@ -93,9 +99,43 @@ async def product(setup: Setup, folder: Path) -> AsyncIterator[System]:
         start_pipeline(cluster)
         await cluster.ready()
         await compiled(cluster)
-        processes = {name.rsplit("-", 1)[0]: child.process.pid for name, child in cluster.children.items()}
-        assert cluster.redis.pid is not None
-        yield System(Product(cluster.url), processes | {"redis": cluster.redis.pid})
+        yield _running(cluster)
+
+
+def _running(cluster: Cluster) -> System:
+    processes = {name.rsplit("-", 1)[0]: child.process.pid for name, child in cluster.children.items()}
+    assert cluster.redis.pid is not None
+    return System(Product(cluster.url), processes | {"redis": cluster.redis.pid})
+
+
+@asynccontextmanager
+async def one_worker(model: str, folder: Path) -> AsyncIterator[System]:
+    """This product with one worker that does everything, for comparison with :func:`one_server`."""
+    with Cluster(folder, {"SLOS_MODEL": model}) as cluster:
+        start_pipeline(cluster, prefill=1, decode=0)
+        system = _running(cluster)
+        await up(system.backend, cluster)
+        await compiled(cluster)
+        yield system
+
+
+async def up(backend: Backend, cluster: Cluster) -> None:
+    """Return once a request has been served; raises RuntimeError. The api is not "ready" without a decode worker."""
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        cluster.check_children()
+        with contextlib.suppress(AnswerError, aiohttp.ClientError, TimeoutError):
+            await probe(backend, 10.0)
+            return
+        await asyncio.sleep(0.2)
+    raise RuntimeError(f"not ready within {READY_TIMEOUT_S} s; logs are in {cluster.folder}")
+
+
+@asynccontextmanager
+async def one_server(model: str, folder: Path) -> AsyncIterator[System]:
+    """One stock server."""
+    async with replicas(Setup("vllm", model, replicas=1), folder) as system:
+        yield system
 
 
 async def compiled(cluster: Cluster) -> None:
