@@ -25,7 +25,7 @@ from common.engine.vllm import VllmEngine
 from common.slo import Objective
 
 TIGHT, LOOSE = 6, 8
-DECODE_PROMPT, DECODE_OUTPUT = 256, (40, 160)
+DECODE_PROMPT, DECODE_OUTPUT = 256, (100, 400)
 PROMPT_TOKENS = 2048
 STATIC = (2048, 512, 256, 192, 128, 96, 64)
 QUICK_STATIC = (2048, 256, 64)
@@ -39,6 +39,8 @@ class Scene:
 
     tight_s: float
     loose_s: float
+    tight_ttft_s: float
+    loose_ttft_s: float
     prompt_ttft_s: float
     prompt_rate: float
     duration_s: float
@@ -55,6 +57,16 @@ class Seen:
     ttft_p99_s: float
     decode_tokens: int
     prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Answers of one policy and seed; counting began at ``began_s``."""
+
+    tight: list[Answer]
+    loose: list[Answer]
+    prompts: list[Answer]
+    began_s: float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,13 +96,13 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
         "max_num_batched_tokens": 2048,
     }
     policies = ["slo", *(f"stock:{chunk}" for chunk in (QUICK_STATIC if arguments.quick else STATIC))]
-    seen: dict[str, list[tuple[list[Answer], list[Answer], list[Answer], float]]] = {name: [] for name in policies}
+    seen: dict[str, list[Run]] = {name: [] for name in policies}
     async with running_engine(SCHEDULER, **options) as (engine, _):
         scene = scene_of(engine, arguments)
         say(f"TPOT {scene.tight_s * 1e3:.0f} and {scene.loose_s * 1e3:.0f} ms, {scene.prompt_rate:.2f} prompts/s")
         for seed, policy in itertools.product(range(1, arguments.seeds + 1), policies):
             await switch(engine, policy)
-            seen[policy].append(await play(engine, scene, seed))
+            seen[policy].append(await play(engine, scene, seed, policy))
             say(f"seed {seed} {policy}: {summary(seen[policy][-1:])}")
         errors = engine.load().policy_errors
     results = {policy: summary(runs) for policy, runs in seen.items()}
@@ -100,20 +112,23 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
 def scene_of(engine: VllmEngine, arguments: argparse.Namespace) -> Scene:
     decode_s = engine.latency.decode_seconds(TIGHT + LOOSE, (TIGHT + LOOSE) * (DECODE_PROMPT + 50))
     tight_s = 3 * decode_s
+    short_s = engine.latency.prefill_seconds(DECODE_PROMPT, 256)
     prompt_s = engine.latency.prefill_seconds(PROMPT_TOKENS, 256)
     rate = arguments.load * (1 - decode_s / tight_s) / prompt_s
-    return Scene(tight_s, 4 * tight_s, 5 * prompt_s, rate, arguments.duration)
+    return Scene(tight_s, 4 * tight_s, 3 * short_s, 5 * short_s, 5 * prompt_s, rate, arguments.duration)
 
 
-async def play(engine: VllmEngine, scene: Scene, seed: int) -> tuple[list[Answer], list[Answer], list[Answer], float]:
-    """Answers of tight decodes, loose decodes and prompts, and when counting began."""
+async def play(engine: VllmEngine, scene: Scene, seed: int, policy: str) -> Run:
+    """The same arrivals and lengths for every policy, and prompts of its own, or it would find others' cached."""
     tight: list[Answer] = []
     loose: list[Answer] = []
     prompts: list[Answer] = []
-    kinds = [("tight", scene.tight_s, tight)] * TIGHT + [("loose", scene.loose_s, loose)] * LOOSE
+    kinds = [("tight", scene.tight_ttft_s, scene.tight_s, tight)] * TIGHT
+    kinds += [("loose", scene.loose_ttft_s, scene.loose_s, loose)] * LOOSE
+    texts = random.Random(f"{seed}-{policy}")
     slots = [
-        asyncio.create_task(slot(engine, random.Random(f"{seed}-{number}"), tpot_s, name, kept))
-        for number, (name, tpot_s, kept) in enumerate(kinds)
+        asyncio.create_task(slot(engine, random.Random(f"{seed}-{number}"), texts, *kind))
+        for number, kind in enumerate(kinds)
     ]
     await asyncio.sleep(WARM_S)
     began_s = time.time()
@@ -123,7 +138,7 @@ async def play(engine: VllmEngine, scene: Scene, seed: int) -> tuple[list[Answer
         await asyncio.sleep(max(0.0, began_s + at_s - time.time()))
         objective = Objective(began_s + at_s, scene.prompt_ttft_s, scene.loose_s)
         prompts.append(Answer(objective, began_s + at_s))
-        job = Job("prompt", random_prompt(rng, PROMPT_TOKENS), greedy(1), tier="prompt", objective=objective)
+        job = Job("prompt", random_prompt(texts, PROMPT_TOKENS), greedy(1), tier="prompt", objective=objective)
         arrivals.append(asyncio.create_task(ask(engine, job, prompts[-1])))
         at_s += rng.expovariate(scene.prompt_rate)
     await asyncio.sleep(max(0.0, began_s + scene.duration_s - time.time()))
@@ -131,24 +146,34 @@ async def play(engine: VllmEngine, scene: Scene, seed: int) -> tuple[list[Answer
         task.cancel()
     await asyncio.gather(*slots, return_exceptions=True)
     await asyncio.gather(*arrivals)
-    return tight, loose, prompts, began_s
+    return Run(tight, loose, prompts, began_s)
 
 
-async def slot(engine: VllmEngine, rng: random.Random, tpot_s: float, tier: str, kept: list[Answer]) -> None:
+async def slot(
+    engine: VllmEngine,
+    lengths: random.Random,
+    texts: random.Random,
+    tier: str,
+    ttft_s: float,
+    tpot_s: float,
+    kept: list[Answer],
+) -> None:
     while True:
         now_s = time.time()
-        answer = Answer(Objective(now_s, 1.0, tpot_s), now_s)
+        answer = Answer(Objective(now_s, ttft_s, tpot_s), now_s)
         kept.append(answer)
-        job = Job(tier, random_prompt(rng, DECODE_PROMPT), greedy(rng.randint(*DECODE_OUTPUT)), tier=tier)
+        job = Job(tier, random_prompt(texts, DECODE_PROMPT), greedy(lengths.randint(*DECODE_OUTPUT)), tier=tier)
         await ask(engine, replace(job, objective=answer.objective), answer)
 
 
-def summary(runs: Sequence[tuple[list[Answer], list[Answer], list[Answer], float]]) -> Seen:
-    tight = [answer for run in runs for answer in run[0]]
-    loose = [answer for run in runs for answer in run[1]]
-    ttfts = sorted(a.token_times_s[0] - a.started_s for run in runs for a in run[2] if a.token_times_s)
+def summary(runs: Sequence[Run]) -> Seen:
+    tight = [answer for run in runs for answer in run.tight]
+    loose = [answer for run in runs for answer in run.loose]
+    ttfts = sorted(a.token_times_s[0] - a.started_s for run in runs for a in run.prompts if a.token_times_s)
     gaps = [gap for answer in tight for gap in np.diff(answer.token_times_s).tolist()]
-    decoded = sum(time_s >= run[3] for run in runs for kept in run[:2] for a in kept for time_s in a.token_times_s)
+    decoded = sum(
+        t >= run.began_s for run in runs for kept in (run.tight, run.loose) for a in kept for t in a.token_times_s
+    )
     return Seen(
         tight_missed=round(missed(tight), 5),
         loose_missed=round(missed(loose), 5),

@@ -24,19 +24,20 @@ def form(t: Table) -> tuple[int, int, float, float]:
         tightest_s = min(tightest_s, _distance(t, i))
     drafted = _decode_s(t, decoders, True) <= tightest_s
     needed_s = _decode_s(t, decoders, drafted)
-    base_s = needed_s if len(decoders) + len(prompts) else _decode_s(t, spare, False)
+    alone = len(decoders) + len(prompts) == 0
+    base_s = _decode_s(t, spare, True) if alone else needed_s
     limit_s, strict_s = _lengths(t, decoders, needed_s, base_s)
     loose = _loose_ones(t, decoders, prompts, needed_s, limit_s)
 
     for i in decoders:
         if not loose[i]:
             _decode(t, at, i, drafted)
-    owed = _add_spare(t, at, spare, limit_s, floor(t.credit))
+    owed = _add_spare(t, at, spare, limit_s, floor(t.credit), alone)
     if not _add_prompts(t, at, prompts, limit_s):
         for i in decoders:
             if loose[i]:
                 _decode(t, at, i, drafted)
-    free = _add_spare(t, at, spare, strict_s, t.max_tokens)
+    free = _add_spare(t, at, spare, strict_s, t.max_tokens, alone)
     if at[PLACED] == 0:
         _add_anything(t, at, decoders, prompts, spare)
     credit = min(CREDIT, max(0.0, t.credit + t.share * at[TOKENS] - owed - free))
@@ -97,9 +98,9 @@ def _lengths(t: Table, decoders: Ints, needed_s: float, base_s: float) -> tuple[
     margin = 1 - t.margin
     limit_s = strict_s = max(t.longest_s, base_s / PACE)
     for i in decoders:
-        room_s = _distance(t, i)
-        strict_s = min(strict_s, max(room_s, needed_s))
-        if room_s < needed_s:
+        room_s = max(_distance(t, i), needed_s)
+        strict_s = min(strict_s, room_s)
+        if t.rows.due[i] - t.now_s < needed_s:
             pace_s = (t.rows.due[i] + (t.rows.checked[i] - 1) * t.rows.tpot[i] - t.now_s) / t.rows.checked[i] * margin
             room_s = max(pace_s if pace_s >= needed_s else t.rows.tpot[i] * margin, needed_s / HURRY)
         limit_s = min(limit_s, room_s)
@@ -200,17 +201,15 @@ def _add_prompts(t: Table, at: Floats, prompts: Ints, limit_s: float) -> bool:
 
 
 @compiled
-def _add_spare(t: Table, at: Floats, spare: Ints, limit_s: float, most: float) -> int:
+def _add_spare(t: Table, at: Floats, spare: Ints, limit_s: float, most: float, drafted: bool) -> int:
     got_tokens, full, blocked = 0, most <= 0, False
     for i in spare:
         if t.rows.granted[i] >= 0 or (full and not t.rows.remote[i]) or (blocked and not t.rows.running[i]):
             continue
         if not t.rows.decoding[i]:
             got = _prompt(t, at, i, limit_s, int(most - got_tokens))
-        elif (
-            _predicted(t, at[TOKENS] + 1, at[SEQS] + 1, at[KV] + t.rows.context[i], at[ATTENDED], at[DRAFTS]) <= limit_s
-        ):
-            got = _decode(t, at, i, False)
+        elif _with_decode(t, at, i, drafted) <= limit_s:
+            got = _decode(t, at, i, drafted)
         else:
             got = NO_TIME
         full = full or (got == NO_TIME and not t.rows.decoding[i])
@@ -219,6 +218,12 @@ def _add_spare(t: Table, at: Floats, spare: Ints, limit_s: float, most: float) -
             got_tokens += t.rows.granted[i]
         full = full or got_tokens >= most
     return got_tokens
+
+
+@compiled
+def _with_decode(t: Table, at: Floats, i: int, drafted: bool) -> float:
+    tokens = at[TOKENS] + 1 + (t.rows.drafts[i] if drafted else 0)
+    return _predicted(t, tokens, at[SEQS] + 1, at[KV] + t.rows.context[i], at[ATTENDED], at[DRAFTS])
 
 
 @compiled

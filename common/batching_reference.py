@@ -33,19 +33,19 @@ def form_batch_reference(state: BatchState, now_s: float) -> Batch:
     drafted = batch.decode_s(decoders, drafted=True) <= min((batch.distance_s(c) for c in decoders), default=inf)
     needed_s = batch.decode_s(decoders, drafted)
     promised = any(c.promised for c in rows)
-    base_s = needed_s if promised else batch.decode_s([c for c in spare if decoding(c)], drafted=False)
+    base_s = needed_s if promised else batch.decode_s([c for c in spare if decoding(c)], drafted=True)
     limit_s, strict_s = batch.lengths_s(decoders, needed_s, base_s)
     loose = batch.loose(decoders, prompts, needed_s, limit_s)
 
     for candidate in decoders:
         if candidate not in loose:
             batch.decode(candidate, drafted)
-    owed = batch.add_spare(spare, limit_s, floor(state.credit_tokens))
+    owed = batch.add_spare(spare, limit_s, floor(state.credit_tokens), drafted=not promised)
     added = batch.add_prompts(prompts, limit_s)
     if not added:
         for candidate in loose:
             batch.decode(candidate, drafted)
-    free = batch.add_spare(spare, strict_s, state.max_tokens)
+    free = batch.add_spare(spare, strict_s, state.max_tokens, drafted=not promised)
     if not batch.granted:
         batch.add_anything([*decoders, *prompts, *spare])
 
@@ -106,15 +106,16 @@ class Filling:
     def lengths_s(self, decoders: list[Candidate], needed_s: float, base_s: float) -> tuple[float, float]:
         """How long the batch may be for promised prompts, and for best effort, which yields to late decodes.
 
-        A decode that can't be in time stretches the limit to a pace at which its next checked token is, or, when
-        that is lost too, at which it falls no further behind; and prompts always get a share of the batch.
+        The margin is given up before prompts are: a decode that can just be in time leaves them nothing. One that
+        can't be stretches the limit to a pace at which its next checked token is, or, when that is lost too, at
+        which it falls no further behind; and prompts get a share of the batch.
         """
         longest_s = max(self._state.former.longest_s, base_s / PACE)
         limit_s = strict_s = longest_s
         for c in decoders:
-            room_s = self.distance_s(c)
-            strict_s = min(strict_s, max(room_s, needed_s))
-            if room_s < needed_s:
+            room_s = max(self.distance_s(c), needed_s)
+            strict_s = min(strict_s, room_s)
+            if c.due_s - self._now_s < needed_s:
                 margin = 1 - self._state.former.margin
                 pace_s = (c.due_s + (c.checked_in - 1) * c.tpot_s - self._now_s) / c.checked_in * margin
                 room_s = max(pace_s if pace_s >= needed_s else c.tpot_s * margin, needed_s / HURRY)
@@ -205,16 +206,19 @@ class Filling:
                     limit_s = max(min(limit_s, self.distance_s(c)), self.seconds())
         return added
 
-    def add_spare(self, spare: list[Candidate], limit_s: float, most: int) -> int:
-        """Best effort, decodes first and the oldest first, up to ``most`` tokens; returns how many it got."""
+    def add_spare(self, spare: list[Candidate], limit_s: float, most: int, drafted: bool) -> int:
+        """Best effort, decodes first and the oldest first, up to ``most`` tokens; returns how many it got.
+
+        It drafts only where nothing is promised: verifying would take time that promises may need.
+        """
         got_tokens, full, blocked = 0, most <= 0, False
         for c in spare:
             if c.id in self.granted or (full and not c.remote) or (blocked and not c.running):
                 continue
             if not decoding(c):
                 got = self.prompt(c, limit_s, most - got_tokens)
-            elif self.seconds(1, 1, c.context_tokens) <= limit_s:
-                got = self.decode(c, drafted=False)
+            elif self.seconds(1 + (c.drafts if drafted else 0), 1, c.context_tokens) <= limit_s:
+                got = self.decode(c, drafted)
             else:
                 got = Got.NO_TIME
             full = full or (got is Got.NO_TIME and not decoding(c))

@@ -1,13 +1,19 @@
 """Whether and how far to speculate: acceptance learned by tier, and the draft lengths that decode fastest.
 
-Lengths are chosen by what the latency model says a longer verification and more draft steps cost. Expected acceptance
-is a reason to draft, never slack that anybody may spend: a rejected draft must not make a token late.
+Lengths are chosen by what the latency model says a longer verification and more draft steps cost, corrected by what
+they were seen to cost (:class:`common.draft_costs.DraftCosts`). The choice is written out in
+:mod:`common.speculation_reference` and compiled in :mod:`common.speculation_core`. Expected acceptance is a reason to
+draft, never slack that anybody may spend: a rejected draft must not make a token late.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.latency_model import Batch, LatencyModel
+import numpy as np
+
+from common.batching_table import Floats
+from common.latency_model import LatencyModel, Piece
+from common.speculation_core import choose
 
 MOST = 10
 """Longest draft, in tokens."""
@@ -71,46 +77,32 @@ def draft_lengths(
     kv_used: float,
     budget_s: float,
     most: int = MOST,
+    factors: Floats | None = None,
 ) -> dict[str, int]:
     """Drafts for each decode of each tier, 0 for none; all 0 means that drafting must not run at all.
 
     While prompts wait, verifying takes time from them, unless KV is nearly full and finishing frees it. Otherwise the
     lengths maximise expected tokens per second among batches of at most ``budget_s``, the tightest slack.
+    ``factors`` are measured over predicted seconds of a decode batch by its longest draft, 0 to ``most``.
     """
     none = dict.fromkeys(tiers, 0)
     if (prompts_wait and kv_used < CROWDED_KV) or most <= 0 or not any(tier.decodes for tier in tiers.values()):
         return none
-    best, best_rate = none, _rate(tiers, none, latency, budget_s=float("inf"))
-    for longest in range(1, most + 1):
-        lengths = dict(none)
-        rate = 0.0
-        for step in _by_gain(tiers, longest):
-            trial = {**lengths, step: lengths[step] + 1}
-            trial_rate = _rate(tiers, trial, latency, budget_s, draft_steps=longest)
-            if trial_rate > rate:
-                lengths, rate = trial, trial_rate
-        if rate > best_rate:
-            best, best_rate = lengths, rate
-    return best
+    names = sorted(tiers)
+    lengths = choose(
+        np.array([tiers[name].decodes for name in names]),
+        np.array([tiers[name].acceptance.rate for name in names]),
+        sum(tier.kv_tokens for tier in tiers.values()),
+        np.array([(piece.k_token, piece.k_draft, piece.base) for piece in latency.pieces]),
+        float(latency.k_seq),
+        float(latency.k_kv),
+        float(budget_s),
+        np.ones(most + 1) if factors is None else factors,
+    )
+    return none | dict(zip(names, lengths.tolist(), strict=True))
 
 
-def _by_gain(tiers: Mapping[str, Tier], longest: int) -> Iterable[str]:
-    """Tiers once for each draft token, the likeliest accepted first; a token comes after those before it."""
-    steps = [
-        (tier.acceptance.rate**n, name) for name, tier in tiers.items() if tier.decodes for n in range(1, longest + 1)
-    ]
-    return [name for _, name in sorted(steps, key=lambda step: (-step[0], step[1]))]
-
-
-def _rate(
-    tiers: Mapping[str, Tier], lengths: Mapping[str, int], latency: LatencyModel, budget_s: float, draft_steps: int = 0
-) -> float:
-    """Expected tokens per second, 0 for a batch that takes too long."""
-    seqs = sum(tier.decodes for tier in tiers.values())
-    tokens = sum(tier.decodes * (1 + lengths[name]) for name, tier in tiers.items())
-    kv_tokens = sum(tier.kv_tokens for tier in tiers.values())
-    seconds = latency.seconds(Batch(tokens, seqs, kv_tokens, 0.0, draft_steps))
-    if seconds > budget_s:
-        return 0.0
-    expected = sum(tier.decodes * tier.acceptance.tokens(lengths[name]) for name, tier in tiers.items())
-    return expected / seconds
+def warm_up() -> None:
+    """Compile, or load what was compiled before (seconds)."""
+    model = LatencyModel((Piece(1e-4, 1e-4, 1e-3),))
+    draft_lengths({"": Tier(1, 8, Acceptance())}, model, prompts_wait=False, kv_used=0.0, budget_s=1.0, most=1)

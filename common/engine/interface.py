@@ -23,6 +23,7 @@ class Job:
     after one token and its KV waits for a consumer. ``objective`` is the promise, None where there is none;
     ``first_token_s`` is when the first of ``generated`` came, if known; ``thinking_start`` and ``thinking_end`` part
     the stages (:func:`common.slo.thinking_tokens`). Of what is not promised the earliest ``arrival_s`` goes first.
+    ``drafts`` fixes how far the engine speculates, for measurements; None leaves that to it.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Job:
     first_token_s: float | None = None
     thinking_start: int | None = None
     thinking_end: int | None = None
+    drafts: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +58,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is, known once it has started. ``fingerprint`` must be equal for KV to be exchanged."""
+    """What an engine is, known once it has started. ``fingerprint`` must be equal for KV to be exchanged.
+
+    ``max_drafts`` is how many tokens it drafts at most, 0 where it does not speculate.
+    """
 
     fingerprint: str
     model: str
@@ -66,6 +71,7 @@ class Facts:
     total_blocks: int
     max_seqs: int
     max_batch_tokens: int
+    max_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

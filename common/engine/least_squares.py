@@ -25,13 +25,14 @@ def fit_grid(samples: Sequence[StepSample]) -> LatencyModel:
     """A model of one linear piece; raises ProfileError if the samples do not allow one."""
     if not samples:
         raise ProfileError("the engine reported no steps")
-    features = np.array([(one.tokens, 1.0, one.seqs, one.kv_tokens, one.attended) for one in samples], dtype=float)
+    columns = [(one.tokens, one.draft_steps, 1.0, one.seqs, one.kv_tokens, one.attended) for one in samples]
+    features = np.array(columns, dtype=float)
     rows = features / np.array([one.seconds for one in samples])[:, None]
     values = _solve(rows)
     misses = np.abs(rows @ values - 1)
     values = _solve(rows[misses <= np.quantile(misses, KEPT_SHARE)])
-    k_token, base, k_seq, k_kv, k_attn = (float(value) for value in values)
-    return LatencyModel((Piece(k_token, 0.0, base),), k_seq, k_kv, k_attn)
+    k_token, k_draft, base, k_seq, k_kv, k_attn = (float(value) for value in values)
+    return LatencyModel((Piece(k_token, k_draft, base),), k_seq, k_kv, k_attn)
 
 
 def _solve(rows: Array) -> Array:

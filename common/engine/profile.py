@@ -40,6 +40,8 @@ MAX_FILE_BYTES = 1 << 20
 
 _PREFILLS = ((1, 16), (1, 64), (1, 256), (1, 1024), (1, 3500), (4, 256), (16, 64))
 _DECODES = ((1, 32), (1, 1536), (4, 512), (8, 1024), (16, 128), (32, 64), (64, 32))
+_DRAFTS = (1, 2, 3, 4, 6, 8, 10)
+_DRAFTED = ((1, 32), (4, 512), (16, 128), (32, 64))
 _LOCK_POLL_S = 0.1
 
 Tick = Callable[[float], None]
@@ -63,11 +65,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """So many prompts of one length at once, each followed by ``output`` tokens."""
+    """So many prompts of one length at once, each followed by ``output`` tokens, ``drafts`` at a time and one."""
 
     seqs: int
     prompt: int
     output: int
+    drafts: int = 0
 
 
 async def measure(engine: Engine, facts: Facts, tick: Tick = lambda _: None) -> Measured:
@@ -197,6 +200,8 @@ def _grid(facts: Facts) -> list[_Round]:
     room = int(facts.total_blocks * 0.9) * facts.block_size
     plan = [_Round(seqs, prompt, 1) for seqs, prompt in _PREFILLS]
     plan += [_Round(seqs, prompt, DECODED_TOKENS) for seqs, prompt in _DECODES]
+    drafts = [count for count in _DRAFTS if count <= facts.max_drafts]
+    plan += [_Round(seqs, prompt, DECODED_TOKENS, count) for count in drafts for seqs, prompt in _DRAFTED]
     fitting = [
         step
         for step in plan
@@ -213,7 +218,7 @@ async def _run(engine: Engine, facts: Facts, step: _Round, generator: random.Ran
 
     async def one(number: int) -> None:
         prompt = tuple(generator.randrange(facts.vocab_size) for _ in range(step.prompt))
-        async for _ in engine.generate(Job(f"profile-{number}", prompt, sampling)):
+        async for _ in engine.generate(Job(f"profile-{number}", prompt, sampling, drafts=step.drafts)):
             pass
 
     await asyncio.gather(*(one(number) for number in range(step.seqs)))

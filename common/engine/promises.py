@@ -24,12 +24,14 @@ def terms(
     thinking_end: int | None,
     thought: int | None,
     seeded: bool = False,
+    drafts: int | None = None,
 ) -> dict[str, Any]:
     """A promise as plain values, for :meth:`Promise.of`.
 
     The request's output begins at token ``start`` of the answer (0: from the first on), of which the client has
     ``have`` already; ``thought`` is how many of these the thinking took, None if it has not ended. Tokens of a
-    ``seeded`` request must not depend on how it is batched, so nothing is drafted for it.
+    ``seeded`` request must not depend on how it is batched, so nothing is drafted for it. ``drafts`` fixes the length
+    of its drafts, for measurements.
     """
     slo = None
     if objective is not None:
@@ -45,6 +47,7 @@ def terms(
         "thinking_end": thinking_end,
         "thought": thought,
         "seeded": seeded,
+        "drafts": drafts,
     }
 
 
@@ -62,6 +65,7 @@ class Promise:
     thinking_end: int | None = None
     thought: int | None = None
     seeded: bool = False
+    drafts: int | None = None
     due_s: float = field(default=inf, init=False)
     tpot_s: float = field(default=inf, init=False)
     checked_in: int = field(default=1, init=False)
@@ -89,6 +93,7 @@ class Promise:
             thinking_end=given.get("thinking_end"),
             thought=given.get("thought"),
             seeded=given.get("seeded", False),
+            drafts=given.get("drafts"),
         )
 
     def advance(self, tokens: Sequence[int], now_s: float) -> None:

@@ -28,6 +28,8 @@ _HOOK_ARGUMENTS = ["self", "request", "num_computed_tokens", "num_new_tokens"]
 _QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 _LOGGED_ERRORS = 10
 _SPARE_PROMISES = 64
+_AROUND_RATE = 0.1
+_MOST_AROUND_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +54,17 @@ def check_internals() -> None:
 
 
 class Planned(Drafting):
-    """Mixin over vLLM's schedulers that forms batches by :func:`common.batching.form_batch`."""
+    """Mixin over vLLM's schedulers that forms batches by :func:`common.batching.form_batch`.
+
+    What planning, scheduling and sending take around a step's computation is measured, and deadlines are that much
+    nearer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._holding: frozenset[str] = frozenset()
         self._credit_tokens = 0.0
         self._busy_until_s = 0.0
+        self._began_s = self._around_s = 0.0
         self._errors = self._preempted = 0
         super().__init__(*args, **kwargs)
         options = self.vllm_config.additional_config[EXTRA]  # type: ignore[attr-defined] # of the scheduler below
@@ -70,7 +77,7 @@ class Planned(Drafting):
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, and let vLLM schedule what is planned; without a plan, as stock vLLM does."""
-        started_s = time.perf_counter()
+        started_s = self._began_s = time.perf_counter()
         held: list[Any] = []
         try:
             batch = self._plan()
@@ -106,6 +113,9 @@ class Planned(Drafting):
                     self._verified(promise, len(drafts.get(output.request_id, ())), len(output.new_token_ids) - 1)
         if len(self._promises) > len(self.requests) + _SPARE_PROMISES:  # type: ignore[attr-defined]
             self._promises = {id_: p for id_, p in self._promises.items() if id_ in self.requests}  # type: ignore[attr-defined]
+        if scheduler_output.total_num_scheduled_tokens and not self._in_flight:
+            around_s = min(_MOST_AROUND_S, time.perf_counter() - self._began_s - self._last_step_s)
+            self._around_s += _AROUND_RATE * (around_s - self._around_s)
         return result
 
     def add_request(self, request: Any) -> None:
@@ -119,7 +129,8 @@ class Planned(Drafting):
         scheduler: Any = self
         self._steps += 1
         self._latency = self._writer.model() or self._latency
-        now_s = max(time.time(), self._busy_until_s if self._in_flight else 0.0)
+        now_s = self._busy_until_s if self._in_flight else 0.0
+        now_s = max(time.time(), now_s) + self._around_s
         loaded = [r for r in scheduler.kv_holding_waiting if self._is_loaded(r)]
         self._holding = frozenset(r.request_id for r in loaded)
         queued = [r for r in scheduler.waiting if r.status in _QUEUED]

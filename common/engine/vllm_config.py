@@ -146,6 +146,7 @@ def facts(vllm_config: Any, settings: Settings, total_blocks: int) -> Facts:
         total_blocks=total_blocks,
         max_seqs=vllm_config.scheduler_config.max_num_seqs,
         max_batch_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+        max_drafts=0 if settings.speculation == "off" else settings.speculation_tokens,
     )
 
 

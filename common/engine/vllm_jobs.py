@@ -99,6 +99,7 @@ def _terms(job: Job, attempt: Attempt) -> dict[str, Any]:
         thinking_end=end,
         thought=thinking_tokens(have, begin, end) if have else None,
         seeded=job.sampling.seed is not None and job.sampling.temperature > 0,
+        drafts=job.drafts,
     )
 
 

@@ -110,6 +110,7 @@ class Observed:
             self._last_step_s = now_s - max(scheduled_s, self._last_update_s)
             self._last_update_s = now_s
             self._writer.event(Kind.STEP, 0, *batch, self._last_step_s)
+            self._measured(batch, self._last_step_s)
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         self._publish()
         return result
@@ -136,6 +137,9 @@ class Observed:
                 kv_tokens += context
         total, proposed = output.total_num_scheduled_tokens, output.num_spec_tokens_to_schedule
         return float(total), float(len(output.num_scheduled_tokens)), kv_tokens, attended, float(proposed)
+
+    def _measured(self, batch: tuple[float, ...], seconds: float) -> None:
+        """A step was measured; ``batch`` is as in its event."""
 
     def _exports(self) -> dict[str, float]:
         """What a policy adds to the state."""

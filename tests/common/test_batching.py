@@ -141,6 +141,18 @@ def test_a_chunk_is_what_the_tightest_decode_leaves() -> None:
     assert batch.seconds == pytest.approx(0.03, abs=2e-4)
 
 
+def test_the_margin_is_given_up_before_a_decode_is_late_and_prompts_before_the_margin() -> None:
+    tight = decoder(due_s=NOW_S + 0.0055, tpot_s=0.05)  # a batch of it alone takes 5.2 ms
+    state = make_state([tight, prompt()], former=Former(margin=0.3))
+    assert set(form_batch(state, NOW_S).tokens) == {tight.id}
+
+
+def test_best_effort_drafts_only_where_nothing_is_promised() -> None:
+    rows = [spare(running=True, todo_tokens=1, context_tokens=32, drafts=3) for _ in range(2)]
+    assert form_batch(make_state(rows), NOW_S).drafts == {row.id: 3 for row in rows}
+    assert form_batch(make_state([*rows, decoder()]), NOW_S).drafts == {}
+
+
 def test_attention_shortens_the_chunks_of_a_long_context() -> None:
     model = LatencyModel((Piece(1e-4, 0.0, 0.005),), k_attn=1e-7)
     short, long = [

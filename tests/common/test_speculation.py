@@ -1,12 +1,14 @@
 import itertools
 from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.latency_model import Batch, LatencyModel, Piece
 from common.speculation import MOST, Acceptance, Tier, draft_lengths
+from common.speculation_reference import lengths_reference
 
 CHEAP = LatencyModel((Piece(1e-5, 1e-4, 0.02),))
 DEAR = LatencyModel((Piece(5e-3, 2e-3, 0.001),))
@@ -101,3 +103,39 @@ def test_no_other_lengths_decode_faster(tiers: list[tuple[float, int]], latency:
 
     best = max(map(rate, itertools.product(range(6), repeat=len(named))))
     assert rate(found) >= best * (1 - 1e-9)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.02, 0.98), st.integers(0, 40)), min_size=1, max_size=4),
+    models,
+    st.one_of(st.just(inf), st.floats(0.001, 0.1)),
+    st.lists(st.floats(0.3, 3.0), min_size=1, max_size=11),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_compiled_choice_and_the_readable_one_agree(
+    tiers: list[tuple[float, int]], latency: LatencyModel, budget_s: float, factors: list[float]
+) -> None:
+    named = {f"t{number}": make_tier(*tier) for number, tier in enumerate(tiers)}
+    if not any(tier.decodes for tier in named.values()):
+        return
+    found = lengths(named, latency, budget_s=budget_s, most=len(factors) - 1, factors=np.array(factors))
+    expected = lengths_reference(named, latency, budget_s, factors)
+    gains = [expected_rate(named, chosen, latency, factors) for chosen in (found, expected)]
+    assert found == expected or gains[0] == pytest.approx(gains[1], rel=1e-9)  # ties may fall either way by rounding
+
+
+def expected_rate(tiers: dict[str, Tier], chosen: dict[str, int], latency: LatencyModel, factors: list[float]) -> float:
+    tokens = sum(tier.decodes * (1 + chosen[name]) for name, tier in tiers.items())
+    seqs, kv = sum(tier.decodes for tier in tiers.values()), sum(tier.kv_tokens for tier in tiers.values())
+    # A longest draft that nobody uses is never chosen over the shorter one that gives the same, unless it costs less.
+    longest = max(chosen.values())
+    seconds = min(latency.seconds(Batch(tokens, seqs, kv, 0.0, n)) * factors[n] for n in range(longest, len(factors)))
+    return sum(tier.decodes * tier.acceptance.tokens(chosen[name]) for name, tier in tiers.items()) / seconds
+
+
+def test_drafts_that_are_seen_to_cost_more_than_predicted_are_given_up() -> None:
+    tiers = {"tight": make_tier(0.8)}
+    free = lengths(tiers, most=4)["tight"]
+    assert free == 4
+    assert lengths(tiers, most=4, factors=np.array([1.0, 1.0, 1.1, 9.0, 9.0]))["tight"] == 2
+    assert lengths(tiers, most=4, factors=np.array([1.0, 9.0, 9.0, 9.0, 9.0]))["tight"] == 0
