@@ -1,19 +1,20 @@
 """One plan after another: claims what can be planned, asks the policy, sends what it decided."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from admission.attainable import unattainable
 from admission.cluster import Cluster
 from admission.hops import HopEstimate
-from admission.plan import ClusterState, Plan, Policy
+from admission.plan import ClusterState, Plan, Policy, Worker
 from admission.policies import make_policy, options_of
 from admission.record import PlanLog
 from admission.report import Report
 from admission.sessions import Sessions
 from admission.window import Waiting, Window
 from common.bus.interface import Bus, Claim
-from common.messages import Decision, End, Progress, Record, State, Work
+from common.messages import Decision, End, Progress, Record, State, Verdict, Work
 from common.settings import Settings
 from common.telemetry.logs import get_logger
 from common.tiers import Tiers
@@ -112,6 +113,7 @@ class Planning:
         self.window.resolve(workers.values())
         self._cycle += 1
         now_s = self._clock()
+        await self._refuse_impossible(workers.values(), lead, now_s)
         state = ClusterState(
             cycle=self._cycle,
             held=[self._sessions.apply(waiting.held) for waiting in self.window.in_view()],
@@ -168,6 +170,16 @@ class Planning:
         for waiting in self.window.out_of_patience(self._clock()):
             detail = f"no capacity within the patience of {waiting.held.patience_s:g} s"
             await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s=1.0))
+
+    async def _refuse_impossible(self, workers: Collection[Worker], lead: Lead, now_s: float) -> None:
+        """At once, whatever its sender wants on overload, and under any policy: this is no overload."""
+        for waiting in self.window.undecided():
+            held = waiting.held
+            reason = unattainable(held, workers)
+            if reason is not None and held.objective is not None:
+                ttft_ms, tpot_ms = held.objective.ttft_s * 1e3, held.objective.tpot_s * 1e3
+                decision = Decision(Verdict.REJECTED, reason, self._cycle, now_s, ttft_ms, tpot_ms)
+                await self._reject(waiting, decision, lead, now_s)
 
     async def _apply(self, plan: Plan, lead: Lead, now_s: float, hop_s: float) -> None:
         for request_id, decision in plan.dispatch.items():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from admission.attainable import UNATTAINABLE
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, ends_after, may_keep, may_take
 from admission.memory import HORIZONS
@@ -40,20 +41,21 @@ def refusal(state: ClusterState, at: Situation, limits: Limits, i: int, one: Hel
     if one.missed_round:
         return Refusal("session_missed: an earlier round was late", None)
     workers = state.workers.values()
-    if one.generated_tokens == 0 and objective.ttft_s < float(at.zero_load_s[i]) + state.hop_s:
-        best_s = state.hop_s + min(
+    if one.generated_tokens == 0 and objective.ttft_s < float(at.zero_load_s[i]):
+        best_s = min(
             worker.latency.prefill_seconds(one.need_tokens, worker.max_batch_tokens)
             for worker in workers
             if Stage.PREFILL in worker.may
         )
         if objective.ttft_s < best_s:
-            return Refusal(f"slo_unattainable: TTFT is at least {best_s * 1e3:.1f} ms for this prompt", None)
+            best_ms = (best_s + state.hop_s) * 1e3
+            return Refusal(f"{UNATTAINABLE}TTFT is at least {best_ms:.1f} ms for this prompt", None)
     if objective.tightest_tpot_s < limits.step_s[i]:
         best_s = min(
             worker.latency.decode_seconds(1, one.need_tokens) for worker in workers if Stage.DECODE in worker.may
         )
         if objective.tightest_tpot_s < best_s:
-            return Refusal(f"slo_unattainable: TPOT is at least {best_s * 1e3:.1f} ms", None)
+            return Refusal(f"{UNATTAINABLE}TPOT is at least {best_s * 1e3:.1f} ms", None)
     late_s = float(limits.end_s[i] - at.queue["due_s"][i])
     if late_s > 0:
         return Refusal("prefill_capacity", _bounded(late_s + MIN_RETRY_S))

@@ -2,14 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry.trace import SpanKind
 
 from admission.plan import ClusterState, Plan
 from admission.window import Waiting
-from common.bus.interface import QueueDepth
+from common.bus.interface import DeadLetter, QueueDepth
 from common.messages import Decision, Stage, Verdict, WorkerState
 from common.telemetry import metrics, names, tracing
 from common.telemetry.logs import get_logger
@@ -41,6 +41,12 @@ class Report:
             oldest_s = 0.0 if depth.oldest_arrival_s is None else max(0.0, now_s - depth.oldest_arrival_s)
             metrics.QUEUE_DEPTH.labels(tier).set(depth.waiting)
             metrics.OLDEST_WAIT_S.labels(tier).set(oldest_s)
+
+    def dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """What was given up lately."""
+        metrics.DEAD_LETTERS.clear()
+        for reason, count in Counter(letter.reason for letter in letters).items():
+            metrics.DEAD_LETTERS.labels(reason).set(count)
 
     def died(self, stage: Stage | None, requeued: int) -> None:
         """A worker fell silent and its requests were put back."""

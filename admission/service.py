@@ -25,6 +25,8 @@ log = get_logger(__name__)
 RETRY_S = 0.2
 WORKER_POLL_S = 0.1
 BLOCK_S = 0.5
+LETTERS = 1000
+LETTERS_S = 5.0
 
 
 class AdmissionService:
@@ -66,6 +68,7 @@ class AdmissionService:
             self._progress_loop,
             self._control_loop,
             self._plan_loop,
+            self._letters_loop,
             self._warm_up,
         ]
         try:
@@ -173,6 +176,11 @@ class AdmissionService:
                     self._dirty.set()
                 elif isinstance(control, KeepTrace):
                     tracing.keep(control.trace_id)
+
+    async def _letters_loop(self) -> None:
+        while True:
+            self._report.dead_letters(await self._bus.dead_letters(LETTERS))
+            await asyncio.sleep(LETTERS_S)
 
     async def _plan_loop(self) -> None:
         wake_s: float | None = None

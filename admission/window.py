@@ -45,6 +45,7 @@ class Window:
         self._open: dict[str, None] = {}
         self._deferred: dict[str, None] = {}
         self._unresolved: dict[str, None] = {}
+        self._fresh: dict[str, None] = {}
         self._patience: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -67,6 +68,13 @@ class Window:
             seen = chain(islice(self._deferred, self._share - latest), islice(reversed(self._deferred), latest))
         return [self._waiting[request_id] for request_id in chain(self._open, seen)]
 
+    def undecided(self) -> list[Waiting]:
+        """What has not been planned yet, as far as its objective is known; each is given once."""
+        fresh = [self._waiting[request_id] for request_id in self._fresh if request_id not in self._unresolved]
+        for waiting in fresh:
+            del self._fresh[waiting.held.id]
+        return fresh
+
     def room(self) -> dict[str, int]:
         """How many requests each tier may still hold, if only that tier claims."""
         used = Counter(self._waiting[request_id].claim.request.tier for request_id in self._open)
@@ -82,6 +90,7 @@ class Window:
             waiting, request_id = Waiting(claim, _held(claim, known), now_s), claim.request.id
             self._waiting[request_id] = waiting
             self._sort(waiting)
+            self._fresh[request_id] = None
             heapq.heappush(self._patience, (waiting.held.arrival_s + waiting.held.patience_s, request_id))
             if claim.request.slo is not None and waiting.held.objective is None:
                 self._unresolved[request_id] = None
@@ -105,7 +114,7 @@ class Window:
 
     def pop(self, request_id: str) -> Waiting | None:
         """Stop holding a request."""
-        for names in (self._open, self._deferred, self._unresolved):
+        for names in (self._open, self._deferred, self._unresolved, self._fresh):
             names.pop(request_id, None)
         return self._waiting.pop(request_id, None)
 
@@ -115,7 +124,7 @@ class Window:
 
     def clear(self) -> None:
         """Forget everything; the queue still has it."""
-        for held in (self._waiting, self._open, self._deferred, self._unresolved, self._patience):
+        for held in (self._waiting, self._open, self._deferred, self._unresolved, self._fresh, self._patience):
             held.clear()
 
     def out_of_patience(self, now_s: float) -> list[Waiting]:

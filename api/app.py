@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from api import batches, files, generate, health, requests
 from api.auth import Authenticator
 from api.context import Context
 from api.ingress import Ingress
-from api.middleware import Drain, ServerSpan
+from api.middleware import PAGES, Drain, ServerSpan
 from api.openai import chat, completions, models
 from api.problems import (
     FieldError,
@@ -45,7 +46,12 @@ def create_app(settings: Settings, bus: Bus, context: Context) -> FastAPI:
         yield
         await ingress.stop()
 
-    app = FastAPI(title="slos-serve", summary="LLM serving that keeps its latency promises", lifespan=lifespan)
+    app: FastAPI = FastAPIOffline(  # Swagger UI without a CDN
+        title="slos-serve",
+        summary="LLM serving that keeps its latency promises",
+        lifespan=lifespan,
+        static_url=PAGES,
+    )
     app.state.settings = settings
     app.state.bus = bus
     app.state.ingress = ingress

@@ -8,7 +8,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import Problem, is_openai
 from common.telemetry import names, tracing
 
-UNTRACED = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/redoc", "/favicon.ico")
+PAGES = "/pages"
+"""Scripts and styles of ``/docs`` and ``/redoc``."""
+
+UNTRACED = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/redoc", "/favicon.ico", PAGES)
 DRAIN_RETRY_S = 1.0
 
 

@@ -151,7 +151,7 @@ def _refusal(cycle: _Cycle, held: Held, objective: Objective, tpot_s: float, pla
         for lane in pool(lanes, Stage.PREFILL)
     )
     best_tpot_s = min(lane.worker.latency.decode_seconds(1, held.need_tokens) for lane in pool(lanes, Stage.DECODE))
-    if held.generated_tokens == 0 and objective.ttft_s < best_ttft_s + cycle.state.hop_s:
+    if held.generated_tokens == 0 and objective.ttft_s < best_ttft_s:
         return f"slo_unattainable: TTFT is at least {(best_ttft_s + cycle.state.hop_s) * 1e3:.1f} ms for this prompt"
     if tpot_s < best_tpot_s:
         return f"slo_unattainable: TPOT is at least {best_tpot_s * 1e3:.1f} ms"

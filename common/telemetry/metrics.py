@@ -26,7 +26,7 @@ OUTPUT_TOKENS = Counter("slos_output_tokens", "Output tokens sent to clients.", 
 QUEUE_DEPTH = Gauge("slos_queue_depth", "Requests of a tier that wait, held ones included.", ("tier",))
 OLDEST_WAIT_S = Gauge("slos_queue_oldest_wait_seconds", "Wait of a tier's oldest waiting request.", ("tier",))
 REQUEUES = Counter("slos_requeues", "Requests put back into the queue, by reason.", ("reason",))
-DEAD_LETTERS = Counter("slos_dead_letters", "Requests given up after repeated failures.", ("tier",))
+DEAD_LETTERS = Gauge("slos_dead_letters", "Of the latest 1000 requests that were given up, by reason.", ("reason",))
 
 # latency as clients see it; kind is predicted (when admitted) or achieved
 TTFT_S = Histogram("slos_ttft_seconds", "Time from arrival to the first token.", ("tier", "kind"), buckets=_TTFT_S)

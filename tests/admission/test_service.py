@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from admission.plan import ClusterState, Plan
 from admission.policies.ours import Ours
 from admission.record import read_log, replay
@@ -62,7 +64,7 @@ async def test_what_can_not_be_promised_is_rejected_when_its_sender_asked_for_th
 async def test_what_can_not_be_promised_is_deferred_and_completes_otherwise() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
-        request = arriving(slo=Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0))
+        request = arriving(slo=Slo(ttft_ms=2.1, ttft_slowdown=None, tpot_ms=100.0))  # possible but for the hops
         await bus.submit(request, 100)
         record = await pipeline.ended(request.id)
         assert record.state is State.DONE
@@ -215,6 +217,21 @@ async def test_an_slo_that_no_engine_can_meet_is_refused_with_what_is_possible_a
         assert record.state is State.REJECTED
         assert record.end.detail.startswith("slo_unattainable: TTFT is at least")
         assert record.end.retry_after_s is None
+
+
+@pytest.mark.parametrize("policy", ["edf", "fcfs"])
+async def test_a_ttft_below_the_zero_load_time_is_refused_whatever_is_wanted_on_overload(policy: str) -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, policy=policy) as pipeline:
+        slo = Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0)
+        requests = [arriving(slo=slo, overload=overload) for overload in Overload]
+        for request in requests:
+            await bus.submit(request, 100)
+        for request in requests:
+            record = await pipeline.ended(request.id)
+            assert record.end is not None
+            assert (record.state, record.end.retry_after_s) == (State.REJECTED, None)
+            assert record.end.detail.startswith("slo_unattainable: TTFT is at least 2.0 ms")
 
 
 async def test_a_worker_is_told_that_the_leader_plans_with_it() -> None:

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import httpx
@@ -82,6 +83,16 @@ async def test_metrics_count_requests_by_tier(serve: Serve) -> None:
             'slos_output_tokens_total{tier="summarize"}',
         ):
             assert value(after.text, name) > value(before, name), name
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_the_docs_need_nothing_from_elsewhere(api: Api, page: str) -> None:
+    text = (await api.client.get(page)).text
+    links = re.findall(r"""(?:src|href)=["']([^"']+)""", text)
+    assert len(links) >= 2
+    for link in links:
+        assert link.startswith("/"), link
+        assert (await api.client.get(link)).status_code == 200
 
 
 async def test_the_docs_describe_every_route_with_examples(api: Api) -> None:

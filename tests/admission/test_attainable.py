@@ -1,0 +1,27 @@
+"""An SLO that is below what an idle engine needs is told so, with what is possible."""
+
+from admission.attainable import unattainable
+from common.messages import Stage
+from common.slo import Objective
+from tests.factories import make_held, make_worker
+
+FLEET = [make_worker(), make_worker(may=frozenset([Stage.DECODE]))]
+
+
+def due_in(ttft_s: float) -> Objective:
+    return Objective(100.0, ttft_s, 0.1)
+
+
+def test_a_ttft_below_the_zero_load_time_is_impossible() -> None:
+    reason = unattainable(make_held(objective=due_in(0.015)), FLEET)
+    assert reason == "slo_unattainable: TTFT is at least 15.1 ms for this prompt"
+
+
+def test_a_ttft_of_the_zero_load_time_is_possible_however_late_it_is() -> None:
+    assert unattainable(make_held(objective=due_in(0.0152), arrival_s=0.0), FLEET) is None
+
+
+def test_what_has_no_slo_or_has_begun_or_finds_no_engine_is_left_alone() -> None:
+    assert unattainable(make_held(objective=None), FLEET) is None
+    assert unattainable(make_held(objective=due_in(0.001), generated_tokens=3), FLEET) is None
+    assert unattainable(make_held(objective=due_in(0.001)), FLEET[1:]) is None
