@@ -18,6 +18,10 @@ from common.speculation_core import choose
 MOST = 10
 """Longest draft, in tokens."""
 
+_PRIOR = (1.4, 0.6)
+_WEIGHT = 4.0
+"""Verifications that a position's own counts must outweigh the rate of all."""
+
 CROWDED_KV = 0.85
 """Share of KV in use from which decoding faster helps waiting prompts more than their own chunks do."""
 
@@ -26,13 +30,15 @@ CROWDED_KV = 0.85
 class Acceptance:
     """How often a tier's drafted tokens are accepted: a Beta prior and counts that fade as new ones come.
 
-    ``fade`` bounds the memory to about ``1 / (1 - fade)`` verifications, so the estimate follows a change of traffic
-    and can't be stuck; it is never 0 or 1.
+    ``positions`` are the counts of each token of a draft, given that all before it were accepted: where the first
+    was right the text is easy, and the next is likelier to be. ``fade`` bounds the memory to about
+    ``1 / (1 - fade)`` verifications, so the estimate follows a change of traffic; it is never 0 or 1.
     """
 
     accepted: float = 1.4
     rejected: float = 0.6
     fade: float = 0.99
+    positions: tuple[tuple[float, float], ...] = ()
 
     def observe(self, drafted: int, accepted: int) -> "Acceptance":
         """After verifying ``drafted`` tokens, of which the first ``accepted`` were right.
@@ -42,22 +48,37 @@ class Acceptance:
         if drafted <= 0:
             return self
         accepted = min(max(accepted, 0), drafted)
-        prior = Acceptance(fade=self.fade)
-        kept = self.fade
+        kept, new = self.fade, 1 - self.fade
+        checked = min(drafted, accepted + 1)
+        before = self.positions + ((0.0, 0.0),) * (checked - len(self.positions))
+        positions = [
+            (right * kept + (n < accepted), wrong * kept + (n >= accepted))
+            for n, (right, wrong) in enumerate(before[:checked])
+        ]
         return Acceptance(
-            prior.accepted * (1 - kept) + self.accepted * kept + accepted,
-            prior.rejected * (1 - kept) + self.rejected * kept + (accepted < drafted),
+            _PRIOR[0] * new + self.accepted * kept + accepted,
+            _PRIOR[1] * new + self.rejected * kept + (accepted < drafted),
             self.fade,
+            (*positions, *before[checked:]),
         )
 
     @property
     def rate(self) -> float:
-        """Probability that the next drafted token is accepted, given that all before it were."""
+        """Probability that the next drafted token is accepted, given that all before it were, wherever it stands."""
         return self.accepted / (self.accepted + self.rejected)
 
+    def reaches(self, drafts: int) -> list[float]:
+        """Probabilities that the first, the first two, .. of so many drafted tokens are all accepted."""
+        rate, reached, found = self.rate, 1.0, []
+        for n in range(drafts):
+            right, wrong = self.positions[n] if n < len(self.positions) else (0.0, 0.0)
+            reached *= (_WEIGHT * rate + right) / (_WEIGHT + right + wrong)
+            found.append(reached)
+        return found
+
     def tokens(self, drafts: int) -> float:
-        """Expected tokens of a decode with so many drafts, ``Acc`` in the paper: ``1 + a + .. + a^drafts``."""
-        return (1 - self.rate ** (drafts + 1)) / (1 - self.rate)
+        """Expected tokens of a decode with so many drafts, ``Acc`` in the paper, where it is ``1 + a + .. + a^n``."""
+        return 1.0 + sum(self.reaches(drafts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +112,7 @@ def draft_lengths(
     names = sorted(tiers)
     lengths = choose(
         np.array([tiers[name].decodes for name in names]),
-        np.array([tiers[name].acceptance.rate for name in names]),
+        np.array([tiers[name].acceptance.reaches(most) for name in names]),
         sum(tier.kv_tokens for tier in tiers.values()),
         np.array([(piece.k_token, piece.k_draft, piece.base) for piece in latency.pieces]),
         float(latency.k_seq),

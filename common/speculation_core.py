@@ -8,7 +8,7 @@ from common.batching_table import Floats, Ints, compiled
 @compiled
 def choose(
     decodes: Ints,
-    rates: Floats,
+    reaches: Floats,
     kv_tokens: int,
     pieces: Floats,
     k_seq: float,
@@ -22,18 +22,19 @@ def choose(
     best = np.zeros(count, np.int64)
     best_rate = seqs / (_linear(pieces, seqs, 0) + fixed_s) / factors[0]
     for longest in range(1, len(factors)):
-        lengths, offered, gains = np.zeros(count, np.int64), np.zeros(count, np.int64), rates.copy()
+        lengths, offered = np.zeros(count, np.int64), np.zeros(count, np.int64)
         tokens, expected, rate = seqs, float(seqs), 0.0
         while True:
             tier = -1
             for i in range(count):
-                if decodes[i] and offered[i] < longest and (tier < 0 or gains[i] > gains[tier]):
+                if not decodes[i] or offered[i] == longest:
+                    continue
+                if tier < 0 or reaches[i, offered[i]] > reaches[tier, offered[tier]]:
                     tier = i
             if tier < 0:
                 break
             offered[tier] += 1
-            gains[tier] *= rates[tier]
-            more = expected + decodes[tier] * _power(rates[tier], lengths[tier] + 1)
+            more = expected + decodes[tier] * reaches[tier, lengths[tier]]
             seconds = (_linear(pieces, tokens + decodes[tier], longest) + fixed_s) * factors[longest]
             if seconds <= budget_s and more / seconds > rate:
                 lengths[tier] += 1
@@ -50,11 +51,3 @@ def _linear(pieces: Floats, tokens: int, draft_steps: int) -> float:
     for p in range(len(pieces)):
         most = max(most, pieces[p, 0] * tokens + pieces[p, 1] * draft_steps + pieces[p, 2])
     return most
-
-
-@compiled
-def _power(rate: float, exponent: int) -> float:
-    found = 1.0
-    for _ in range(exponent):
-        found *= rate
-    return found

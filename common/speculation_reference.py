@@ -30,9 +30,8 @@ def lengths_reference(
 
 def by_gain(tiers: Mapping[str, Tier], longest: int) -> Iterable[str]:
     """Tiers once for each draft token, the likeliest accepted first; a token comes after those before it."""
-    steps = [
-        (tier.acceptance.rate**n, name) for name, tier in tiers.items() if tier.decodes for n in range(1, longest + 1)
-    ]
+    drafting = [(name, tier) for name, tier in tiers.items() if tier.decodes]
+    steps = [(reach, name) for name, tier in drafting for reach in tier.acceptance.reaches(longest)]
     return [name for _, name in sorted(steps, key=lambda step: (-step[0], step[1]))]
 
 

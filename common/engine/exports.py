@@ -39,11 +39,13 @@ class Kind(IntEnum):
     PULL_STARTED = 3
     """time in epoch seconds at which the consumer's scheduler ordered the pull"""
     PULLED = 4
-    """duration in ms from the order to the moment when the scheduler saw the pull complete"""
+    """duration in ms from the order to the moment when the scheduler saw the pull complete, and bytes of KV pulled"""
     PULL_FAILED = 5
     """the pull failed after so many ms; the KV is recomputed"""
     PULL_LATE = 6
     """the hand-off's lease was over or about to end; the KV is recomputed"""
+    CHUNK = 7
+    """tokens of a prefill chunk that was computed, tokens in KV after it, time in epoch seconds"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,17 +43,28 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a prompt that was computed: its tokens, the tokens in KV after it, and when it ended (epoch)."""
+
+    tokens: int
+    computed: int
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """New tokens of a job. The last output of a job has ``finish`` (``stop`` or ``length``).
 
     ``hand_off`` is set on the last output of a job with ``keep_kv`` unless it finished. ``notes`` are
-    measurements (``kv_transfer_ms``, ``cached_tokens``, ``scheduled_s``, ``recomputed``).
+    measurements (``kv_transfer_ms``, ``kv_bytes``, ``cached_tokens``, ``scheduled_s``, ``recomputed``), and
+    ``chunks`` how the prompt was computed; both come with the first output.
     """
 
     tokens: Tokens
     finish: str | None = None
     hand_off: HandOff | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
+    chunks: tuple[Chunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,12 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
         self._lease_s = float(extra["kv_lease_duration"])
         self._released: set[str] = set()
         self._sent: set[str] = set()
-        self._pulls: dict[str, tuple[int, float]] = {}
+        self._pulls: dict[str, tuple[int, float, float]] = {}
         if role is KVConnectorRole.SCHEDULER:
             self._writer = writer_of(vllm_config)
             self.connector_scheduler.side_channel_host = extra["side_channel_host"]
+            pool_bytes = sum(tensor.size for tensor in kv_cache_config.kv_cache_tensors)
+            self._token_bytes = pool_bytes / kv_cache_config.num_blocks / vllm_config.cache_config.block_size
 
     # scheduler side
 
@@ -104,17 +106,18 @@ class GuardedNixl(NixlPullConnector):  # type: ignore[misc] # vLLM is not typed 
         params = request.kv_transfer_params or {}
         if params.get("do_remote_prefill") and num_external_tokens > 0:
             key = key_of(request)
-            self._pulls[request.request_id] = (key, time.perf_counter())
+            size_bytes = num_external_tokens * self._token_bytes
+            self._pulls[request.request_id] = (key, time.perf_counter(), size_bytes)
             self._writer.event(Kind.PULL_STARTED, key, time.time())
         super().update_state_after_alloc(request, blocks, num_external_tokens)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Note how long finished pulls took."""
+        """Note how long finished pulls took, and what they moved."""
         super().update_connector_output(connector_output)
         for request_id in connector_output.finished_recving or ():
-            key, ordered_s = self._pulls.pop(request_id, (0, 0.0))
+            key, ordered_s, size_bytes = self._pulls.pop(request_id, (0, 0.0, 0.0))
             kind = Kind.PULL_FAILED if request_id in connector_output.failed_recving else Kind.PULLED
-            self._writer.event(kind, key, (time.perf_counter() - ordered_s) * 1e3)
+            self._writer.event(kind, key, (time.perf_counter() - ordered_s) * 1e3, size_bytes)
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Hold KV only for a job that goes on elsewhere, and say until when."""

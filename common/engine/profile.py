@@ -37,9 +37,12 @@ SEED = 0
 DECODED_TOKENS = 12
 ROUNDS = 3
 MAX_FILE_BYTES = 1 << 20
+MISFIT = 2.0
+"""Measured over predicted seconds from which a profile is taken to be another machine's."""
 
 _PREFILLS = ((1, 16), (1, 64), (1, 256), (1, 1024), (1, 3500), (4, 256), (16, 64))
 _DECODES = ((1, 32), (1, 1536), (4, 512), (8, 1024), (16, 128), (32, 64), (64, 32))
+_PROBES = ((1, 256, DECODED_TOKENS), (4, 64, DECODED_TOKENS))
 _DRAFTS = (1, 2, 3, 4, 6, 8, 10)
 _DRAFTED = ((1, 32), (4, 512), (16, 128), (32, 64))
 _LOCK_POLL_S = 0.1
@@ -100,16 +103,20 @@ def evaluate(latency: LatencyModel, samples: Sequence[StepSample]) -> Measured:
 
 
 async def obtain(engine: Engine, settings: Settings, facts: Facts, tick: Tick = lambda _: None) -> LatencyModel:
-    """The cached profile of this engine on this host, measured and cached first if there is none that can be used.
+    """The cached profile of this engine on this host, measured and cached first if there is none that fits.
 
-    Where measuring gives no valid model, it is the engine's present one and nothing is cached.
+    A cached one is tried on a few batches: a machine that was resized or moved may keep its name. Where measuring
+    gives no valid model, it is the engine's present one and nothing is cached.
     Workers of one host measure one after the other, so that the first measures alone and the others find its file.
     """
     async with _locked(settings.profile_dir):
+        known = profile_path(settings, facts).exists()
         try:
-            return load_profile(settings, facts)
+            latency = load_profile(settings, facts)
+            await check_fit(engine, facts, latency)
+            return latency
         except ProfileError as error:
-            log.info("measuring the engine: %s", error)
+            log.log(logging.WARNING if known else logging.INFO, "measuring the engine: %s", error)
         try:
             measured = await measure(engine, facts, tick)
         except ProfileError as error:
@@ -117,6 +124,18 @@ async def obtain(engine: Engine, settings: Settings, facts: Facts, tick: Tick = 
             return engine.latency
         save(settings, facts, measured)
     return measured.latency
+
+
+async def check_fit(engine: Engine, facts: Facts, latency: LatencyModel) -> None:
+    """Raise ProfileError if a few batches on the idle engine take much longer or shorter than the model says."""
+    generator = random.Random(SEED)  # noqa: S311 - seeded prompts, nothing secret
+    samples = []
+    for step in (_Round(1, 8, 2), *_fitting([_Round(*probe) for probe in _PROBES], facts)):
+        await _run(engine, facts, step, generator)
+        samples += engine.take_samples()
+    factor = median(sample.seconds / latency.seconds(_batch(sample)) for sample in samples[2:] or samples)
+    if not 1 / MISFIT <= factor <= MISFIT:
+        raise ProfileError(f"the profile does not fit this machine, where steps take {factor:.2f} times as long")
 
 
 def profile_path(settings: Settings, facts: Facts) -> Path:
@@ -197,19 +216,22 @@ async def _command(settings: Settings) -> Mapping[str, Any]:
 
 def _grid(facts: Facts) -> list[_Round]:
     """Prefills and decodes that fit the engine, several times over and in an order that mixes slow drifts."""
-    room = int(facts.total_blocks * 0.9) * facts.block_size
     plan = [_Round(seqs, prompt, 1) for seqs, prompt in _PREFILLS]
     plan += [_Round(seqs, prompt, DECODED_TOKENS) for seqs, prompt in _DECODES]
     drafts = [count for count in _DRAFTS if count <= facts.max_drafts]
     plan += [_Round(seqs, prompt, DECODED_TOKENS, count) for count in drafts for seqs, prompt in _DRAFTED]
-    fitting = [
+    return _fitting(plan, facts) * ROUNDS
+
+
+def _fitting(plan: Sequence[_Round], facts: Facts) -> list[_Round]:
+    room = int(facts.total_blocks * 0.9) * facts.block_size
+    return [
         step
         for step in plan
         if step.seqs <= facts.max_seqs
         and step.prompt + step.output < facts.max_model_len
         and step.seqs * (step.prompt + step.output + facts.block_size) <= room
     ]
-    return fitting * ROUNDS
 
 
 async def _run(engine: Engine, facts: Facts, step: _Round, generator: random.Random) -> None:

@@ -11,6 +11,7 @@ import zlib
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from common.engine.interface import Facts, Job, Load, Output
 from common.engine.simulated_core import Core, Phase, Sequence, batch_of
 from common.engine.simulated_kv import HeldKv, KvRegistry
 from common.errors import EngineDead
-from common.latency_model import Batch, LatencyModel, Piece
+from common.latency_model import LatencyModel, Piece
 from common.messages import HandOff, StepSample
 from common.settings import Settings
 
@@ -177,9 +178,9 @@ class SimulatedEngine:
                 grant.sequence.notes.setdefault("scheduled_s", now_s)
             batch = batch_of(grants)
             self._step_s = self._speed.seconds(batch)
-            self._samples.append(_sample(batch, self._step_s))
+            self._samples.append(StepSample(*astuple(batch), self._step_s))
             await self._clock.sleep(self._step_s)
-            for sequence in self._core.apply(grants):
+            for sequence in self._core.apply(grants, self._clock.now_s()):
                 self._emit(sequence)
             self._changed()
 
@@ -208,7 +209,8 @@ class SimulatedEngine:
             self._core.remove(sequence)
         outbox = self._outboxes.get(id(sequence))
         if outbox is not None:
-            outbox.put_nowait(Output((token,), finish, hand_off, dict(sequence.notes) if first else {}))
+            told = (dict(sequence.notes), tuple(sequence.chunks)) if first else ()
+            outbox.put_nowait(Output((token,), finish, hand_off, *told))
 
     def _next_token(self, sequence: Sequence) -> int:
         seed = sequence.job.sampling.seed or 0
@@ -240,6 +242,7 @@ class SimulatedEngine:
         if usable:
             sequence.computed = min(hand_off.tokens, sequence.todo - 1)
             sequence.notes["kv_transfer_ms"] = self.transfer_s * 1e3
+            sequence.notes["kv_bytes"] = float(sequence.computed * _BYTES_PER_BLOCK_TOKEN)
         else:
             sequence.notes["recomputed"] = 1.0
         sequence.phase = Phase.RUNNING
@@ -274,10 +277,6 @@ class SimulatedEngine:
     def _alive(self) -> None:
         if self._dead:
             raise EngineDead("the simulated engine is dead")
-
-
-def _sample(batch: Batch, seconds: float) -> StepSample:
-    return StepSample(batch.tokens, batch.seqs, batch.kv_tokens, batch.attended, batch.draft_steps, seconds)
 
 
 def _facts(settings: Settings, total_blocks: int) -> Facts:

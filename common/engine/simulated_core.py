@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from common.engine.interface import Job
+from common.engine.interface import Chunk, Job
 from common.latency_model import Batch
 
 
@@ -28,6 +28,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     pull_first: bool = False
     notes: dict[str, float] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
 
     @property
     def output(self) -> list[int]:
@@ -119,11 +120,15 @@ class Core:
             budget -= tokens
         return grants
 
-    def apply(self, grants: list[Grant]) -> list[Sequence]:
-        """Count a batch as computed; returns the sequences that are due a token."""
+    def apply(self, grants: list[Grant], now_s: float = 0.0) -> list[Sequence]:
+        """Count a batch as computed at ``now_s``; returns the sequences that are due a token."""
         alive = [g for g in grants if g.sequence.phase is Phase.RUNNING]
         for grant in alive:
-            grant.sequence.computed += grant.tokens
+            sequence = grant.sequence
+            is_chunk = sequence.computed < len(sequence.job.prompt) + len(sequence.job.generated)
+            sequence.computed += grant.tokens
+            if is_chunk:
+                sequence.chunks.append(Chunk(grant.tokens, sequence.computed, now_s))
         return [g.sequence for g in alive if g.sequence.todo == 0]
 
     def _make_room(self, sequence: Sequence, tokens: int, grants: list[Grant]) -> bool:

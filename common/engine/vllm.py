@@ -15,6 +15,7 @@ from common.engine.exports import Reader
 from common.engine.interface import Facts, Job, Load, Output
 from common.engine.refine import Refiner
 from common.engine.simulated import DEFAULT_LATENCY
+from common.engine.vllm_build import build
 from common.engine.vllm_jobs import Attempt, attempt_for, sampling_params, translated
 from common.engine.vllm_notes import Observations
 from common.engine.vllm_release import Releases
@@ -190,29 +191,8 @@ class VllmEngine:
             await stop(llm)
 
     def _build(self) -> Facts:
-        cpu = configuration.is_cpu_build()
-        configuration.prepare_environment(cpu)
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        from common.engine import nixl, vllm_batching, vllm_cpu_worker, vllm_scheduler
-
-        vllm_scheduler.check_internals()
-        vllm_batching.check_internals()
-        nixl.check_internals()
-        settings = self._settings
-        arguments = configuration.engine_arguments(settings, cpu, self._id, self._reader.path)
-        config = AsyncEngineArgs(**arguments).create_engine_config()
-        scheduling = config.scheduler_config
-        scheduling.scheduler_cls = self._scheduler_cls or vllm_scheduler.scheduler_for(
-            scheduling.async_scheduling, settings.batch_policy
-        )
-        self._eos = configuration.stop_ids(config)
-        if cpu:
-            vllm_cpu_worker.check_internals()
-            configuration.start_by_fork()
-        self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-        return configuration.facts(config, settings, int(self._reader.state().free_blocks))
+        self._llm, self._eos, config = build(self._settings, self._id, self._reader.path, self._scheduler_cls)
+        return configuration.facts(config, self._settings, int(self._reader.state().free_blocks))
 
     async def _warm_up(self, facts: Facts) -> None:
         """A first prefill and decode, several times as slow as later ones."""
@@ -239,7 +219,8 @@ class VllmEngine:
                             continue
                         finish, hand_off = self._ending(job, attempt, output_tokens, result)
                         notes = {**self._observations.of(key), "cached_tokens": float(result.num_cached_tokens or 0)}
-                        yield Output(fresh, finish, hand_off, notes if first else {})
+                        chunks = self._observations.chunks(key) if first else ()
+                        yield Output(fresh, finish, hand_off, notes if first else {}, chunks)
                         first = False
         finally:
             if attempt.held and finish is None and hand_off is None:

@@ -126,11 +126,37 @@ class Planned(Drafting):
     # from vLLM to a plan
 
     def _plan(self) -> Batch:
-        scheduler: Any = self
         self._steps += 1
         self._latency = self._writer.model() or self._latency
         now_s = self._busy_until_s if self._in_flight else 0.0
         now_s = max(time.time(), now_s) + self._around_s
+        batch = self._all_decode()
+        if batch is None:
+            batch = self._form(self._state(now_s), now_s)
+        self._credit_tokens = batch.credit_tokens
+        self._busy_until_s = now_s + batch.seconds
+        return batch
+
+    def _all_decode(self) -> Batch | None:
+        """What :func:`form_batch` gives where nothing is to be decided; its arrays would cost as much as the rest."""
+        scheduler: Any = self
+        running = scheduler.running
+        if scheduler.waiting or scheduler.kv_holding_waiting or scheduler.num_spec_tokens or not running:
+            return None
+        if min(scheduler.kv_cache_manager.block_pool.get_num_free_blocks(), scheduler.max_num_scheduled_tokens) < len(
+            running
+        ):
+            return None
+        if any(r.num_tokens + r.num_output_placeholders - r.num_computed_tokens != 1 for r in running):
+            return None
+        if len({self._promises[r.request_id].objective is None for r in running}) > 1:
+            return None
+        self._holding = frozenset()
+        seconds = self._latency.decode_seconds(len(running), sum(r.num_computed_tokens for r in running))
+        return Batch({r.request_id: 1 for r in running}, {}, (), seconds, 0.0)
+
+    def _state(self, now_s: float) -> BatchState:
+        scheduler: Any = self
         loaded = [r for r in scheduler.kv_holding_waiting if self._is_loaded(r)]
         self._holding = frozenset(r.request_id for r in loaded)
         queued = [r for r in scheduler.waiting if r.status in _QUEUED]
@@ -138,7 +164,7 @@ class Planned(Drafting):
         free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         if scheduler.num_spec_tokens:
             self._limit_drafts(columns, free_blocks, now_s)
-        state = BatchState(
+        return BatchState(
             columns=columns,
             latency=self._latency,
             free_blocks=free_blocks,
@@ -149,10 +175,6 @@ class Planned(Drafting):
             credit_tokens=self._credit_tokens,
             former=self._former,
         )
-        batch = self._form(state, now_s)
-        self._credit_tokens = batch.credit_tokens
-        self._busy_until_s = now_s + batch.seconds
-        return batch
 
     def _form(self, state: BatchState, now_s: float) -> Batch:
         return form_batch(state, now_s)

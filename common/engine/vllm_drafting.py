@@ -20,7 +20,7 @@ from common.speculation import Acceptance, Tier, draft_lengths, warm_up
 
 _REPLAN_STEPS = 4
 _TRY_EVERY = 16
-"""Of so many plans one tries a draft longer or shorter by one, or what it would cost and gain is never learned."""
+"""Of so many plans one tries another length, or what it would cost and gain would never be learned."""
 
 
 class Drafting(Observed):
@@ -88,8 +88,8 @@ class Drafting(Observed):
             self._plans += 1
             self._lengths = self._draft_lengths(columns, np.flatnonzero(decoding), prompts_wait, free_blocks, now_s)
         lengths = self._lengths
-        wanted = [lengths.get(p.tier, 0) if p.drafts is None else p.drafts for p in promises]
-        self._longest = min(max(wanted, default=0), self.num_spec_tokens)  # type: ignore[attr-defined]
+        wanted = np.array([lengths.get(p.tier, 0) if p.drafts is None else p.drafts for p in promises], dtype=np.int64)
+        self._longest = min(int(wanted.max(initial=0)), self.num_spec_tokens)  # type: ignore[attr-defined]
         np.minimum(columns.drafts, np.where(decoding, wanted, 0), out=columns.drafts)
 
     def _draft_lengths(
@@ -113,6 +113,11 @@ class Drafting(Observed):
             factors=self._costs.factors(len(decoders)),
         )
         if self._plans % _TRY_EVERY == 0 and not prompts_wait:
-            change = 1 if self._plans // _TRY_EVERY % 2 else -1
-            lengths = {tier: min(max(n + change, 0), scheduler.num_spec_tokens) for tier, n in lengths.items()}
+            lengths = {tier: self._another(length) for tier, length in lengths.items()}
         return lengths
+
+    def _another(self, length: int) -> int:
+        """A length to try in place of the best known: one more, one less, or much longer."""
+        choices = (length + 1, length - 1, 2 * length + 1)
+        most: int = self.num_spec_tokens  # type: ignore[attr-defined]
+        return min(max(choices[self._plans // _TRY_EVERY % 3], 0), most)

@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Callable
 
 from common.engine.exports import Event, Kind, Reader
+from common.engine.interface import Chunk
 from common.messages import StepSample
 
 _SAMPLES = 4096
+_CHUNKS = 64
 _PRIVATE = "pull_"
 
 
@@ -18,6 +20,7 @@ class Observations:
         self._reader = reader
         self._on_step = on_step
         self._notes: dict[int, dict[str, float]] = {}
+        self._chunks: dict[int, deque[Chunk]] = {}
         self._samples: deque[StepSample] = deque(maxlen=_SAMPLES)
 
     def __len__(self) -> int:
@@ -26,10 +29,11 @@ class Observations:
     def begin(self, key: int) -> None:
         """Take notes on a job from now on."""
         self._notes[key] = {}
+        self._chunks[key] = deque(maxlen=_CHUNKS)
 
     def end(self, key: int) -> None:
         """Forget a job."""
-        del self._notes[key]
+        del self._notes[key], self._chunks[key]
 
     def recomputed(self, key: int) -> None:
         """Note that a job's KV is computed here, although there was a hand-off; what the pull did is void."""
@@ -40,6 +44,10 @@ class Observations:
         """A job's notes, fit for its output."""
         self.collect()
         return {name: value for name, value in self._notes[key].items() if not name.startswith(_PRIVATE)}
+
+    def chunks(self, key: int) -> tuple[Chunk, ...]:
+        """How a job's prompt was computed, the newest 64 chunks."""
+        return tuple(self._chunks[key])
 
     def pulling_s(self, key: int) -> float | None:
         """For how long a job's pull has been under way, None if none is."""
@@ -64,6 +72,9 @@ class Observations:
                 sample = StepSample(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts), seconds)
                 self._samples.append(sample)
                 self._on_step(sample)
+            elif event.key in self._chunks and event.kind == Kind.CHUNK:
+                tokens, computed, time_s = event.values[:3]
+                self._chunks[event.key].append(Chunk(int(tokens), int(computed), time_s))
             elif event.key in self._notes:
                 _note(self._notes[event.key], event)
 
@@ -74,7 +85,7 @@ def _note(notes: dict[str, float], event: Event) -> None:
     elif event.kind == Kind.PULL_STARTED:
         notes["pull_seen_s"] = time.monotonic()
     elif event.kind == Kind.PULLED:
-        notes["kv_transfer_ms"] = event.values[0]
+        notes["kv_transfer_ms"], notes["kv_bytes"] = event.values[:2]
     elif event.kind in (Kind.PULL_FAILED, Kind.PULL_LATE):
         notes["recomputed"] = 1.0
         if event.kind == Kind.PULL_LATE:

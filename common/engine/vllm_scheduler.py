@@ -25,6 +25,8 @@ EXTRA = "slos"
 """Key of our part of ``SamplingParams.extra_args`` and of ``VllmConfig.additional_config``."""
 
 _PARENT_CHECK_S = 0.5
+_IDLE_S = 0.01
+"""Between two steps from which the engine had nothing to do."""
 
 
 def check_internals() -> None:
@@ -86,7 +88,7 @@ class Observed:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._writer = writer_of(self.vllm_config)  # type: ignore[attr-defined] # of the scheduler below
-        self._in_flight: deque[tuple[float, tuple[float, ...]]] = deque()
+        self._in_flight: deque[tuple[float, tuple[float, ...], list[tuple[int, int, int]]]] = deque()
         self._last_step_s = 0.0
         self._last_update_s = 0.0
         self._publish()
@@ -99,18 +101,22 @@ class Observed:
             now_s = time.time()
             for new in output.scheduled_new_reqs:
                 self._writer.event(Kind.SCHEDULED, key_of(self.requests[new.req_id]), now_s)  # type: ignore[attr-defined]
-            self._in_flight.append((time.perf_counter(), self._batch(output)))
+            self._in_flight.append((time.perf_counter(), *self._batch(output)))
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Update as vLLM does; the step lasted until now, from its scheduling or the end of the one before."""
         now_s = time.perf_counter()
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
-            scheduled_s, batch = self._in_flight.popleft()
+            scheduled_s, batch, chunks = self._in_flight.popleft()
             self._last_step_s = now_s - max(scheduled_s, self._last_update_s)
+            between_s = max(0.0, scheduled_s - self._last_update_s)
             self._last_update_s = now_s
             self._writer.event(Kind.STEP, 0, *batch, self._last_step_s)
-            self._measured(batch, self._last_step_s)
+            for chunk in chunks:
+                self._writer.event(Kind.CHUNK, *chunk, time.time())
+            if between_s < _IDLE_S:
+                self._measured(batch, self._last_step_s + between_s)
         result = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         self._publish()
         return result
@@ -126,20 +132,25 @@ class Observed:
         self._publish()
         return finished
 
-    def _batch(self, output: Any) -> tuple[float, ...]:
+    def _batch(self, output: Any) -> tuple[tuple[float, ...], list[tuple[int, int, int]]]:
+        """Features of a batch, and its prefill chunks: a job's number, tokens, and tokens in KV after it."""
         kv_tokens = attended = 0.0
+        chunks = []
         drafts = output.scheduled_spec_decode_tokens
         for request_id, tokens in output.num_scheduled_tokens.items():
-            context = max(0, self.requests[request_id].num_computed_tokens - tokens)  # type: ignore[attr-defined]
+            request = self.requests[request_id]  # type: ignore[attr-defined]
+            context = max(0, request.num_computed_tokens - tokens)
+            if context < request.num_prompt_tokens:
+                chunks.append((key_of(request), tokens, context + tokens))
             if tokens > 1 and request_id not in drafts:
                 attended += tokens * (context + tokens / 2)
             else:
                 kv_tokens += context
         total, proposed = output.total_num_scheduled_tokens, output.num_spec_tokens_to_schedule
-        return float(total), float(len(output.num_scheduled_tokens)), kv_tokens, attended, float(proposed)
+        return (float(total), float(len(output.num_scheduled_tokens)), kv_tokens, attended, float(proposed)), chunks
 
     def _measured(self, batch: tuple[float, ...], seconds: float) -> None:
-        """A step was measured; ``batch`` is as in its event."""
+        """A step and what was done since the one before took so long; ``batch`` is as in the step's event."""
 
     def _exports(self) -> dict[str, float]:
         """What a policy adds to the state."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from common.codec import Tokens
-from common.engine.interface import Engine, Job, Output
+from common.engine.interface import Chunk, Engine, Job, Output
 from common.messages import End, Frame, HandOff, Stage, State, Verdict, Work
 from common.slo import Objective
 from common.worker.outbox import Outbox
@@ -21,6 +21,7 @@ class JobTimes:
     taken_s: float
     token_times_s: list[float] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
+    chunks: tuple[Chunk, ...] = ()
     end: End | None = None
     dropped_hand_off: bool = False
 
@@ -107,6 +108,7 @@ class WorkJob:
         request, position = self.work.request, len(self._generated)
         self._generated += output.tokens
         self.times.token_times_s.extend([now_s] * len(output.tokens))
+        self.times.chunks += output.chunks
         if output.finish is not None:
             self.times.end = End(State.DONE, output.finish)
         return Frame(

@@ -47,10 +47,16 @@ def _prefill_span(done: WorkJob, worker: str, now_s: float) -> None:
         names.INPUT_TOKENS: len(work.request.prompt) + len(work.generated),
         names.CACHED_TOKENS: int(times.notes.get("cached_tokens", 0)),
     }
-    events: list[tracing.Event] = [(names.FIRST_TOKEN, first_s, {})] if times.token_times_s else []
+    events = prefill_events(times)
     tracing.record_span(
         names.PREFILL, work.trace, times.taken_s, first_s, attributes, events=events, error=_error(times)
     )
+
+
+def prefill_events(times: JobTimes) -> list[tracing.Event]:
+    """The chunks of the prompt and the first token."""
+    events = [names.chunk_event(chunk.tokens, chunk.computed, chunk.time_s) for chunk in times.chunks]
+    return [*events, *((names.FIRST_TOKEN, time_s, {}) for time_s in times.token_times_s[:1])]
 
 
 def _transfer_span(done: WorkJob, worker: str) -> None:

@@ -122,6 +122,21 @@ def test_a_promised_decode_that_could_not_wait_takes_part(state: BatchState) -> 
             assert row.due_s - NOW_S > batch.seconds + state.latency.decode_seconds(1, row.context_tokens)
 
 
+@given(states(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_where_all_decode_and_there_is_room_all_take_part(state: BatchState, promised: bool) -> None:
+    """What the engine relies on where it leaves the batch former out."""
+    rows = [
+        replace(row, todo_tokens=1, drafts=0, promised=promised, due_s=row.due_s if promised else inf, remote=False)
+        for row in state.columns.rows()
+        if row.running
+    ]
+    state = replace(state, columns=Columns.of(rows), free_blocks=len(rows), max_tokens=2048, lookahead_tokens=0)
+    batch = form_batch(state, NOW_S)
+    assert batch.tokens == {row.id: 1 for row in rows}
+    assert batch.preempt == ()
+
+
 def test_without_waiting_prompts_every_decode_takes_part() -> None:
     rows = [decoder(due_s=NOW_S + 5, tpot_s=0.5) for _ in range(40)]
     assert set(form_batch(make_state(rows), NOW_S).tokens) == {row.id for row in rows}

@@ -50,6 +50,17 @@ def test_expected_tokens_count_the_one_that_needs_no_draft() -> None:
     assert [half.tokens(n) for n in range(3)] == [1.0, 1.5, 1.75]
 
 
+def test_tokens_after_an_accepted_one_have_their_own_chance() -> None:
+    acceptance = Acceptance()
+    for number in range(3000):
+        acceptance = acceptance.observe(4, 4 if number % 2 else 0)  # half of the text is easy
+    assert acceptance.tokens(1) == pytest.approx(1.5, abs=0.05)
+    assert acceptance.tokens(4) == pytest.approx(3.0, abs=0.15)
+    for number in range(3000):
+        acceptance = acceptance.observe(1, number % 2)  # says nothing about the tokens after
+    assert acceptance.tokens(4) == pytest.approx(3.0, abs=0.2)
+
+
 def test_waiting_prompts_stop_drafting_until_kv_is_nearly_full() -> None:
     tiers = {"tight": make_tier()}
     assert lengths(tiers, prompts_wait=True) == {"tight": 0}

@@ -4,15 +4,18 @@ import random
 from typing import Any
 
 from common.batching import Batch, BatchState, Candidate
-from common.engine.vllm_batching import PlannedScheduler
+from common.engine.vllm_batching import Planned, PlannedAsyncScheduler, PlannedScheduler
 
 
-class RandomScheduler(PlannedScheduler):
+class Random(Planned):
     """Skips, cuts, preempts and drafts at random, and fails now and then."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rng = random.Random(7)
+
+    def _all_decode(self) -> None:
+        """Draw for every batch."""
 
     def _form(self, state: BatchState, now_s: float) -> Batch:
         if self._rng.random() < 0.05:
@@ -32,3 +35,11 @@ class RandomScheduler(PlannedScheduler):
 
     def _draft_lengths(self, *_: Any) -> dict[str, int]:
         return {"": self._rng.choice((0, 1, 3, self.num_spec_tokens))}
+
+
+class RandomScheduler(Random, PlannedScheduler):
+    """Over vLLM's synchronous scheduler."""
+
+
+class RandomAsyncScheduler(Random, PlannedAsyncScheduler):
+    """Over the scheduler that counts tokens before they are there."""

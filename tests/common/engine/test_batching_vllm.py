@@ -36,6 +36,8 @@ PROMPTS = [*(make_prompt(length, seed=length) for length in LENGTHS), *(SHARED +
 JOBS = [make_job(prompt, sampling) for prompt in PROMPTS for sampling in (GREEDY, SEEDED)]
 JOBS += [make_job(PROMPTS[3], PENALISED), make_job(make_prompt(4) * 30, GREEDY)]
 RANDOM = "tests.common.engine.random_policy.RandomScheduler"
+RANDOM_ASYNC = "tests.common.engine.random_policy.RandomAsyncScheduler"
+PLANNED_ASYNC = "common.engine.vllm_batching.PlannedAsyncScheduler"
 DRAFT = "bench/tiny_model/draft"
 
 
@@ -75,6 +77,17 @@ async def test_random_batches_give_stock_tokens_with_prefix_caching_and_failures
             assert await answers(engine) == stock
         await until(engine.free)
         assert engine.engine.load().policy_errors > 0
+
+
+@pytest.mark.parametrize("scheduler", [RANDOM_ASYNC, PLANNED_ASYNC])
+async def test_over_the_asynchronous_scheduler_tokens_are_stock_tokens_too(
+    model: str, stock: list[Tokens], scheduler: str
+) -> None:
+    async with running(model, scheduler) as engine:
+        for _ in range(2):
+            assert await answers(engine) == stock
+        await until(engine.free)
+        assert (engine.engine.load().policy_errors > 0) == (scheduler == RANDOM_ASYNC)
 
 
 @pytest.mark.parametrize("method", ["ngram", "draft"])

@@ -42,6 +42,18 @@ async def test_a_job_ends_after_max_tokens_with_length(pool: Pool) -> None:
     assert notes_of(outputs)["scheduled_s"] > 0
 
 
+async def test_the_first_output_tells_the_chunks_in_which_the_prompt_was_computed(pool: Pool) -> None:
+    consumer = await pool.get("consumer")
+    prompt = make_prompt(consumer.facts.max_batch_tokens + 100, seed=4242)
+    began_s = time.time()
+    outputs = await collect(consumer.engine, make_job(prompt))
+    chunks = outputs[0].chunks
+    assert len(chunks) > 1
+    assert sum(chunk.tokens for chunk in chunks) == chunks[-1].computed == len(prompt)
+    assert began_s <= chunks[0].time_s < chunks[-1].time_s <= time.time()
+    assert not any(output.chunks for output in outputs[1:])
+
+
 async def test_a_stop_token_ends_a_job_with_stop_and_is_its_last_token(pool: Pool) -> None:
     consumer = await pool.get("consumer")
     tokens = tokens_of(await collect(consumer.engine, make_job()))
@@ -88,6 +100,8 @@ async def test_prefill_and_decode_by_hand_off_give_the_tokens_of_one_engine(pool
     rest = await collect(consumer.engine, make_job(prompt, generated=tokens_of(first), hand_off=first[-1].hand_off))
     assert "recomputed" not in notes_of(rest)
     assert notes_of(rest)["kv_transfer_ms"] > 0
+    assert notes_of(rest)["kv_bytes"] > 0
+    assert notes_of(rest)["kv_bytes"] % length == 0
     assert tokens_of(first) + tokens_of(rest) == tokens_of(await collect(producer.engine, make_job(prompt)))
     await until(producer.free)
     await until(consumer.free)

@@ -49,6 +49,23 @@ async def test_a_profile_is_measured_once_and_then_loaded(tmp_path: Path) -> Non
     await engine.close()
 
 
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+async def test_a_profile_of_a_slower_or_faster_machine_is_warned_of_and_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float
+) -> None:
+    settings = make_settings(tmp_path)
+    engine, facts = await start(settings)
+    (piece,) = SLOW.pieces
+    other = LatencyModel((Piece(piece.k_token * factor, 0.0, piece.base * factor),), SLOW.k_seq * factor)
+    save(settings, facts, Measured(other, 1.0, 0.0, 1))
+    found = await obtain(engine, settings, facts)
+    await engine.close()
+    assert found.seconds(Batch(32, 32, 8000)) == pytest.approx(SLOW.seconds(Batch(32, 32, 8000)), rel=0.001)
+    assert load_profile(settings, facts) == found
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "does not fit this machine" in warning.getMessage()
+
+
 async def test_two_workers_of_a_host_measure_one_after_the_other(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     engines = [await start(settings) for _ in range(2)]
@@ -104,7 +121,9 @@ async def test_a_profile_that_can_not_be_used_is_a_profile_error(tmp_path: Path,
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nonsense", "x" * (1 << 21)])
-async def test_a_file_that_is_no_profile_is_a_profile_error_and_measured_again(tmp_path: Path, text: str) -> None:
+async def test_a_file_that_is_no_profile_is_warned_of_and_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
     settings = make_settings(tmp_path)
     facts, path = await saved(settings)
     path.write_text(text)
@@ -114,6 +133,7 @@ async def test_a_file_that_is_no_profile_is_a_profile_error_and_measured_again(t
     await obtain(engine, settings, facts)
     await engine.close()
     load_profile(settings, facts)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 async def test_a_missing_profile_is_a_profile_error(tmp_path: Path) -> None:

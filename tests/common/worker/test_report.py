@@ -1,5 +1,8 @@
 """What a worker tells of a job: slack counts by the stage that each token belongs to."""
 
+import asyncio
+from dataclasses import replace
+
 from common.bus.memory import MemoryBus
 from common.codec import Tokens
 from common.engine.simulated import SimulatedEngine
@@ -49,3 +52,22 @@ async def test_tokens_after_a_hand_off_are_due_from_the_first_one_elsewhere() ->
         100.0, [102.0 + n for n in range(9)], (9,) * 9, generated=(9,), hand_off=hand_off, first_token_s=101.5
     )
     assert [round(value, 6) for value in await due_s(job)] == [round(PROMISE.token_due_s(10, 101.5, 0), 6)]
+
+
+async def test_a_prefill_span_tells_chunks_and_the_first_token() -> None:
+    outbox, engine = Outbox(MemoryBus(), "w", lambda _id: None), SimulatedEngine(quick_settings(), latency=QUICK)
+    running = asyncio.create_task(outbox.run())
+    await engine.start()
+    prompt = tuple(20 + n % 500 for n in range(quick_settings().max_num_batched_tokens + 10))
+    request = replace(make_request(), prompt=prompt)
+    decision = Decision(Verdict.ADMITTED, "test", 1, request.arrival_s, 1000.0, 100.0, decode_worker="w")
+    job = WorkJob(Work(request, decision, 1), Stage.PREFILL, "w", engine, outbox)
+    await job.run()
+    await engine.close()
+    running.cancel()
+    *chunks, first = report.prefill_events(job.times)
+    assert [(name, tags[names.POSITION]) for name, _, tags in chunks] == [
+        (names.CHUNK, len(prompt) - 10),
+        (names.CHUNK, len(prompt)),
+    ]
+    assert first == (names.FIRST_TOKEN, job.times.token_times_s[0], {})
