@@ -133,6 +133,7 @@ def work_attributes(work: Work, worker: str) -> Attributes:
         WORKER: worker,
         TTFT_MS: work.decision.ttft_ms,
         TPOT_MS: work.decision.tpot_ms,
+        THINKING_TPOT_MS: work.decision.thinking_tpot_ms,
     }
 
 
