@@ -44,7 +44,13 @@ async def serving(reply: bytes, piece: int) -> AsyncIterator[str]:
 
     def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(serve(reader, writer))
-        task.add_done_callback(lambda done: (writer.close(), done.cancelled() or done.exception()))
+
+        def ended(done: asyncio.Task[None]) -> None:
+            writer.close()
+            if not done.cancelled():
+                done.exception()  # the client has gone
+
+        task.add_done_callback(ended)
 
     server = await asyncio.start_server(quietly, "127.0.0.1", 0)
     async with server:
