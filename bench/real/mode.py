@@ -15,6 +15,7 @@ from typing import Any
 from bench.case import Case
 from bench.engine_runs import random_model, say
 from bench.metrics import Report, report
+from bench.outcome import Outcome
 from bench.real import logs
 from bench.real.backends import Backend
 from bench.real.calibration import SEQUENCES, Calibration, Objectives, load, objectives_for
@@ -88,12 +89,16 @@ class RealMode:
             raise WorkloadError(f"real runs have {ENGINES} engines, on the cores of this machine")
         return self._report(case, self.outcomes(case))
 
-    def outcomes(self, case: Case) -> list[Sent]:
-        """The whole run of a case."""
+    def record(self, case: Case) -> list[Outcome]:
+        """Run the case to its end, and say what became of each request."""
+        return [one.outcome(case.system == "ours") for one in self.outcomes(case, to_its_end=True)]
+
+    def outcomes(self, case: Case, to_its_end: bool = False) -> list[Sent]:
+        """A run of a case, which may be ended early where ``stop_below`` says so."""
         items, objectives = case.items(), self.objectives(case)
         system = self._system(self.setup(case), objectives)
         most_lost = None
-        if self.options.stop_below is not None:
+        if self.options.stop_below is not None and not to_its_end:
             most_lost = math.floor(len(items) * (1 - self.options.stop_below))
         load = Load(items, objectives.slos(items), case.spec.seed, self.options.drain_s, most_lost)
         machine, before, begun_s = busy(), usage(system.processes | {"client": os.getpid()}), time.monotonic()
