@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="model folder; default: a random one of --parameters, made if missing")
     parser.add_argument("--parameters", default="25M")
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds of each policy and seed (default 30)")
+    parser.add_argument("--duration", type=float, default=14.0, help="seconds of each policy and seed (default 14)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--load", type=float, default=0.5, help="share of the prefill capacity that prompts ask for")
     parser.add_argument("--quick", action="store_true", help="short and of few chunks: whether it runs, not how well")
