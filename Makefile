@@ -44,7 +44,7 @@ smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is 
 compose-test: setup ## docker compose with two workers of each kind; the last line is one JSON object
 	@$(python) deploy/compose_test.py $(ARGS)
 
-sweep: setup ## run all simulated studies into docs/results/ (about an hour on 2 cores; goes on where it was stopped)
+sweep: setup ## run all simulated studies into docs/results/ (most of an hour on 2 cores; goes on where it was stopped)
 	@$(python) -m bench.sweep $(ARGS)
 
 results: setup ## make docs/results.md, its figures and the README's table from docs/results/*.json

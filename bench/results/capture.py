@@ -14,7 +14,7 @@ from bench.study import Found, point
 
 LOWEST, HIGHEST = 0.4, 1.25
 """Rates of the curve, from the smallest capacity times this to the greatest times that."""
-HOPELESS = 0.05
+HOPELESS = 0.2
 """A system's curve ends at the first rate at which it attains less."""
 NEAR = 3
 """So many systems are seen from near: ours, and those with the highest capacities after it."""
