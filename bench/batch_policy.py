@@ -7,7 +7,6 @@ is three times, loose twelve times a step of all decodes.
 
 import argparse
 import asyncio
-import itertools
 import json
 import random
 import time
@@ -18,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine_runs import Answer, ask, greedy, random_model, random_prompt, running_engine, say
-from bench.switching import SCHEDULER, switch
+from bench.engine_runs import SWITCHED, Answer, ask, greedy, random_model, random_prompt, running_engine, say, switch
 from common.engine.interface import Job
 from common.engine.vllm import VllmEngine
 from common.slo import Objective
@@ -97,13 +95,14 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     }
     policies = ["slo", *(f"stock:{chunk}" for chunk in (QUICK_STATIC if arguments.quick else STATIC))]
     seen: dict[str, list[Run]] = {name: [] for name in policies}
-    async with running_engine(SCHEDULER, **options) as (engine, _):
+    async with running_engine(SWITCHED, **options) as (engine, _):
         scene = scene_of(engine, arguments)
         say(f"TPOT {scene.tight_s * 1e3:.0f} and {scene.loose_s * 1e3:.0f} ms, {scene.prompt_rate:.2f} prompts/s")
-        for seed, policy in itertools.product(range(1, arguments.seeds + 1), policies):
-            await switch(engine, policy)
-            seen[policy].append(await play(engine, scene, seed, policy))
-            say(f"seed {seed} {policy}: {summary(seen[policy][-1:])}")
+        for seed in range(1, arguments.seeds + 1):
+            for policy in policies if seed % 2 else policies[::-1]:  # a machine's speed drifts
+                await switch(engine, policy)
+                seen[policy].append(await play(engine, scene, seed, policy))
+                say(f"seed {seed} {policy}: {summary(seen[policy][-1:])}")
         errors = engine.load().policy_errors
     results = {policy: summary(runs) for policy, runs in seen.items()}
     return {**report(results), "scene": as_json(scene), "policy_errors": errors}

@@ -20,6 +20,9 @@ from common.slo import Objective
 
 MODELS = Path(".cache/models")
 FIRST_TOKEN, VOCABULARY = 300, 2000
+SWITCHED = "bench.switching.SwitchedScheduler"
+SWITCH = "switch:"
+"""What the tier of a job that changes the policy of a switched engine begins with."""
 
 
 def say(text: str) -> None:
@@ -86,3 +89,9 @@ async def ask(engine: VllmEngine, job: Job, answer: Answer) -> None:
 
 def greedy(tokens: int) -> Sampling:
     return Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+
+
+async def switch(engine: VllmEngine, policy: str) -> None:
+    """Change the policy (see :mod:`bench.switching`); returns once it holds."""
+    async for _ in engine.generate(Job(SWITCH, (5,), greedy(1), tier=SWITCH + policy)):
+        pass

@@ -11,8 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.engine_runs import Answer, ask, running_engine, say
-from bench.switching import SCHEDULER, switch
+from bench.engine_runs import SWITCHED, Answer, ask, running_engine, say, switch
 from bench.tiny_model import DRAFT, TARGET
 from common.codec import Tokens
 from common.engine.interface import Job
@@ -60,7 +59,7 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     rounds, names = (1, NAMES[:6]) if arguments.quick else (arguments.rounds, NAMES)
     questions = prompts(arguments.model, names)
     found: dict[str, dict[str, Any]] = {load: {} for load in LOADS}
-    async with running_engine(SCHEDULER, **options) as (engine, _):
+    async with running_engine(SWITCHED, **options) as (engine, _):
         tpot_s = 2 * engine.latency.decode_seconds(16, 16 * 200)
         await switch(engine, POLICIES["fixed4"])
         await answer_all(engine, questions, LOADS["high"], tpot_s)  # teaches acceptance and the cost of drafts

@@ -6,13 +6,9 @@ scheduling with so many batched tokens, ``drafts:<n>`` for token deadlines with 
 
 from typing import Any
 
-from common.engine.interface import Engine, Job
+from bench.engine_runs import SWITCH
 from common.engine.vllm_batching import Planned, PlannedScheduler
 from common.engine.vllm_scheduler import terms_of
-from common.messages import Sampling
-
-SCHEDULER = f"{__name__}.SwitchedScheduler"
-_PREFIX = "switch:"
 
 
 class SwitchedScheduler(PlannedScheduler):
@@ -27,8 +23,8 @@ class SwitchedScheduler(PlannedScheduler):
     def add_request(self, request: Any) -> None:
         """Switch if the request says so."""
         tier = terms_of(request).get("tier", "")
-        if tier.startswith(_PREFIX):
-            self._policy, _, number = tier.removeprefix(_PREFIX).partition(":")
+        if tier.startswith(SWITCH):
+            self._policy, _, number = tier.removeprefix(SWITCH).partition(":")
             self._number = int(number or 0)
             self._drafts_planned = ()
         super().add_request(request)
@@ -45,9 +41,3 @@ class SwitchedScheduler(PlannedScheduler):
         if self._policy == "drafts":
             return dict.fromkeys((self._promises[columns.ids[index]].tier for index in decoders), self._number)
         return super()._draft_lengths(columns, decoders, *rest)
-
-
-async def switch(engine: Engine, policy: str) -> None:
-    """Change the policy; returns once it holds."""
-    async for _ in engine.generate(Job(_PREFIX, (5,), Sampling(1, 0.0, ignore_eos=True), tier=_PREFIX + policy)):
-        pass

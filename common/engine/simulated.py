@@ -11,7 +11,7 @@ import zlib
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class SimulatedEngine:
                 grant.sequence.notes.setdefault("scheduled_s", now_s)
             batch = batch_of(grants)
             self._step_s = self._speed.seconds(batch)
-            self._samples.append(StepSample(*astuple(batch), self._step_s))
+            self._samples.append(StepSample(**asdict(batch), seconds=self._step_s))
             await self._clock.sleep(self._step_s)
             for sequence in self._core.apply(grants, self._clock.now_s()):
                 self._emit(sequence)

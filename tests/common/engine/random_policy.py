@@ -34,7 +34,7 @@ class Random(Planned):
         return self._rng.choice((1, 7, 64, row.todo_tokens))
 
     def _draft_lengths(self, *_: Any) -> dict[str, int]:
-        return {"": self._rng.choice((0, 1, 3, self.num_spec_tokens))}
+        return {"": self._rng.choice((0, 1, 3, self.num_spec_tokens))}  # type: ignore[attr-defined] # of vLLM's scheduler
 
 
 class RandomScheduler(Random, PlannedScheduler):
