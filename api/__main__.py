@@ -6,7 +6,7 @@ from api.app import create_app
 from api.context import load_context
 from api.server import Server
 from common.bus.redis import RedisBus
-from common.process import run
+from common.process import run, settle
 from common.settings import Settings
 from common.telemetry.logs import get_logger
 
@@ -30,6 +30,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     try:
         server = Server(create_app(settings, bus, context), settings.host, settings.port)
         await server.open()
+        settle()
         log.info("serving", url=server.url, docs=f"{server.url}/docs", model=context.facts.served_name)
         await server.wait(stop)
         await server.drain(settings.shutdown_s)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from api.state import get_ingress
+from api.state import ingress_of
 from common.bus.interface import Bus
 from common.errors import BusError
 from common.health import check
@@ -28,7 +28,7 @@ async def readyz(request: Request) -> Response:
 
     async def checks() -> Mapping[str, bool]:
         found = await readiness(state.bus)
-        return {"accepting": not state.drain.draining, "relay": get_ingress(request).relay.reading.is_set(), **found}
+        return {"accepting": not state.drain.draining, "relay": ingress_of(request).relay.reading.is_set(), **found}
 
     results = await check(checks)
     missing = [name for name, holds in results.items() if not holds]

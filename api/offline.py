@@ -38,7 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await redis.aclose()
 
 
-def get_offline(request: Request) -> Offline:
+async def get_offline(request: Request) -> Offline:
     """The replica's stores."""
     offline = request.app.state.offline
     assert isinstance(offline, Offline)

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/requests", tags=["requests"])
 RequestId = Annotated[str, Path(description="from x-request-id or the answer", examples=["req-0f3a"])]
 
 
-def get_bus(request: Request) -> IngressBus:
+async def get_bus(request: Request) -> IngressBus:
     """The queue."""
     bus: IngressBus = request.app.state.bus
     return bus

@@ -6,7 +6,12 @@ from api.ingress import Ingress
 from api.intake import Sender
 
 
-def get_ingress(request: Request) -> Ingress:
+async def get_ingress(request: Request) -> Ingress:
+    """Dependency: the replica's ingress. Not a plain function, which FastAPI would call in a thread."""
+    return ingress_of(request)
+
+
+def ingress_of(request: Request) -> Ingress:
     """The replica's ingress."""
     ingress = request.app.state.ingress
     assert isinstance(ingress, Ingress)

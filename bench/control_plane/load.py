@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
-_DECIDED = re.compile(rb'"decided_s":([0-9.e+]+)')
-_MADE = re.compile(rb'"time_s":([0-9.e+]+)')
+_DECIDED = re.compile(rb'"decided_s":([0-9.e+]+)[,}]')
+_MADE = re.compile(rb'"time_s":([0-9.e+]+)[,}]')
 _COUNT = re.compile(rb'"completion_tokens":([0-9]+)')
 _LENGTH = re.compile(rb"content-length: ([0-9]+)", re.IGNORECASE)
 _TOKEN, _LAST = b"event: token", b"\r\n0\r\n\r\n"
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._seen += data
         if answer.first_s is None:
             self._begin(answer)
-        if data.endswith(_LAST[-5:]) and self._seen.endswith(_LAST):
+        if self._seen.endswith(_LAST):
             self._end(answer)
         elif not self._seen.startswith(b"HTTP/1.1 200"):
             self._refused(answer)

@@ -13,6 +13,9 @@ LATE_MS = 10.0
 """A client that sends later than this (99th percentile) measures itself."""
 STEP = 1.5
 PRECISION = 1.08
+TRIES = 2
+LEAST_RATE = 10.0
+"""Below this a percentile of delays is that of a handful of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +82,18 @@ def judge(
 
 
 async def highest(measure: Callable[[float], Awaitable[Probe]], start: float) -> tuple[Probe, list[Probe]]:
-    """The probe of the highest rate that held (of the lowest tried if none did), and all probes."""
+    """The probe of the highest rate that held (of the lowest tried if none did), and all probes.
+
+    A rate fails when it has failed twice: other work on the machine may have spoilt one probe.
+    """
     probes: list[Probe] = []
 
     async def holds(rate: float) -> bool:
-        probes.append(await measure(rate))
-        return probes[-1].holds
+        for _ in range(TRIES):
+            probes.append(await measure(rate))
+            if probes[-1].holds:
+                return True
+        return False
 
     low, high = 0.0, start
     if await holds(start):
@@ -93,7 +102,7 @@ async def highest(measure: Callable[[float], Awaitable[Probe]], start: float) ->
             low *= STEP
         high = low * STEP
     else:
-        while low == 0.0 and high > 1.0:
+        while low == 0.0 and high > LEAST_RATE:
             if await holds(high / STEP):
                 low = high / STEP
             else:

@@ -8,6 +8,7 @@ from common.engine.factory import make_engine
 from common.engine.profile import obtain
 from common.health import HealthServer
 from common.messages import Stage
+from common.process import settle
 from common.settings import Settings
 from common.worker.host import WorkerHost, stages
 
@@ -26,6 +27,7 @@ async def run_worker(prefers: Stage, settings: Settings, stop: asyncio.Event) ->
     profiles = RedisProfiles(settings)
     measure = (lambda engine, facts: obtain(engine, settings, facts)) if settings.engine == "vllm" else None
     host = WorkerHost(bus, make_engine(settings), settings, prefers, may, profiles, measure)
+    settle()
     try:
         async with HealthServer(settings.worker_host, settings.worker_port, host.readiness) as health:
             host.url = health.url

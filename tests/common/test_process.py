@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.process import settings_table, variable
+from common.process import settings_table, settle, variable
 from common.settings import Settings
 from tests.otlp_receiver import OtlpReceiver
 
@@ -31,6 +32,8 @@ run("sheep", main)
 WAIT = "await stop.wait()"
 STUBBORN = "await asyncio.Event().wait()"
 BLOCKED = "time.sleep(50)"
+
+pytestmark = pytest.mark.process
 
 Start = Callable[..., Awaitable[Process]]
 
@@ -165,3 +168,13 @@ async def test_a_collector_that_is_away_does_not_keep_the_process_alive(start: S
 def test_the_table_can_be_narrowed_to_what_a_process_reads() -> None:
     table = settings_table(["redis_url", "trace_ratio"])
     assert [line.split()[0] for line in table.splitlines()] == ["SLOS_REDIS_URL", "SLOS_TRACE_RATIO"]
+
+
+def test_what_was_loaded_is_not_collected_again() -> None:
+    kept: list[list[int]] = [[] for _ in range(1000)]
+    try:
+        settle()
+        assert gc.get_freeze_count() > len(kept)
+        assert not any(one is kept for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
