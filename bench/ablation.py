@@ -1,14 +1,17 @@
 """``python -m bench.ablation``: what each ingredient of ``ours`` is worth, each switched off by itself.
 
 Simulated capacities as :mod:`bench.capacity` finds them; ``worth`` is the share of capacity that is lost without the
-ingredient. The last line is one JSON object.
+ingredient. ``--mode real`` climbs from stock servers to the product on two real engines of this machine, one ingredient
+at a time: attainment by step at ``--rate``, or capacity. The last line is one JSON object.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -59,8 +62,11 @@ VARIANTS: Mapping[str, Change] = {
 def parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=__doc__)
+    parser.add_argument("--mode", choices=("sim", "real"), default="sim")
+    parser.add_argument("--rate", type=float, help="real: attainment at this rate instead of capacity")
+    parser.add_argument("--log-dir", type=Path, metavar="DIR", help="real: keep a log of every request here")
     parser.add_argument("--scenarios", default="mixed", help=f"comma-separated, or all: {', '.join(SCENARIOS)}")
-    parser.add_argument("--variants", default="all", help=f"comma-separated, or all: {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", default="all", help="comma-separated, or all")
     parser.add_argument("--preset", choices=list(PRESETS), default="opt-13b-tp2-a100")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--prefill-workers", type=int, default=0, help="workers that prefer prompts; 0: all alike")
@@ -80,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = parser()
     args = arguments.parse_args(argv)
+    if args.mode == "real":
+        return climb(args, arguments)
     scenarios = list(SCENARIOS) if args.scenarios == "all" else args.scenarios.split(",")
     variants = list(VARIANTS) if args.variants == "all" else list(dict.fromkeys([WHOLE, *args.variants.split(",")]))
     if unknown := (set(scenarios) - set(SCENARIOS)) | (set(variants) - set(VARIANTS)):
@@ -99,6 +107,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.json:
         Console().print(_table(result["worth"]))
     print(json.dumps(result))
+    return 0
+
+
+def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
+    """The real ladder; one scenario, two engines, lengths at a quarter and runs of 30 s unless given."""
+    from bench.real.ablation import LADDER, cases
+    from bench.real.mode import RealMode, RealOptions
+
+    steps = list(LADDER) if args.variants == "all" else args.variants.split(",")
+    if args.scenarios not in SCENARIOS or set(steps) - set(LADDER):
+        arguments.error(f"one of {', '.join(SCENARIOS)}, and of {', '.join(LADDER)}")
+    given = set(vars(args)) - {name for name, value in vars(args).items() if value == arguments.get_default(name)}
+    args.seconds = args.seconds if "seconds" in given else 30.0
+    args.length_scale = args.length_scale if "length_scale" in given else 0.25
+    spec = spec_of(args, args.scenarios, args.rate or 1.0, args.seconds, args.first_seed)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    options = RealOptions(log_dir=args.log_dir, stop_below=None if args.rate else args.attainment)
+    try:
+        with closing(RealMode(options)) as mode:
+            wanted = cases(mode, Case("ours", spec, "", 2, args.tpot_scale), steps)
+            found = Study(mode, args.attainment).run(wanted, seeds, args.rate)
+            result = {"steps": {one.case.system: one.as_json(2) for one in found}, **mode.described()}
+    except (SlosError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(result | {"rate": args.rate, "settings": _described(args)}))
     return 0
 
 

@@ -14,7 +14,8 @@ def path_for(folder: Path, case: Case) -> Path:
     spec = case.spec
     workload = case.workload.stem if case.workload is not None else f"{spec.scenario}-{spec.arrivals}"
     assert spec.scenario != WORKLOAD or case.workload is not None
-    return folder / f"{workload}-{case.system}-{spec.rate:.3f}-seed{spec.seed}.jsonl"
+    system = case.system.replace(" ", "-").lstrip("+-")
+    return folder / f"{workload}-{system}-{spec.rate:.3f}-seed{spec.seed}.jsonl"
 
 
 def write(path: Path, sent: Sequence[Sent], promises: bool) -> None:

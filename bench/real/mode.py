@@ -4,7 +4,10 @@ import asyncio
 import math
 import os
 import platform
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -65,6 +68,8 @@ class RealMode:
         self.options = options or RealOptions()
         self.model = random_model(self.options.parameters)
         self._stack = ExitStack()
+        if threading.current_thread() is threading.main_thread():  # what was started ends with this process
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self._runner = self._stack.enter_context(asyncio.Runner())
         self._folder = self._logs_folder()
         self._running: tuple[Setup, System, AbstractAsyncContextManager[System]] | None = None
@@ -91,7 +96,7 @@ class RealMode:
 
     def record(self, case: Case) -> list[Outcome]:
         """Run the case to its end, and say what became of each request."""
-        return [one.outcome(case.system == "ours") for one in self.outcomes(case, to_its_end=True)]
+        return [one.outcome(self.promises(case)) for one in self.outcomes(case, to_its_end=True)]
 
     def outcomes(self, case: Case, to_its_end: bool = False) -> list[Sent]:
         """A run of a case, which may be ended early where ``stop_below`` says so."""
@@ -110,7 +115,7 @@ class RealMode:
         return sent
 
     def _report(self, case: Case, sent: Sequence[Sent]) -> Report:
-        promises = case.system == "ours"
+        promises = self.promises(case)
         times = [one.arrival_s for one in sent]
         found = report([one.outcome(promises) for one in sent], max(times) - min(times) or 1.0)
         holds = found.attainment >= (self.options.stop_below or 0.9) and found.stationary
@@ -156,6 +161,10 @@ class RealMode:
         self._steps[_workload(case)] = found.step_s
         return found
 
+    def promises(self, case: Case) -> bool:
+        """Whether its system says which SLOs it will keep."""
+        return self.setup(case).kind == "ours"
+
     def setup(self, case: Case) -> Setup:
         """What to start for a case."""
         if isinstance(case.options, Setup):
@@ -188,7 +197,7 @@ class RealMode:
             return self._running[1]
         self._stop()
         say(f"starting {setup.kind} {setup.tuning}")
-        context = KINDS[setup.kind](setup, self._folder / f"{setup.kind}-{setup.chunk}")
+        context = KINDS[setup.kind](setup, self._folder / setup.folder)
         system = self._runner.run(context.__aenter__())
         self._running = (setup, system, context)
         self._runner.run(self._warm_up(system.backend, objectives))

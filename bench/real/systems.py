@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -39,7 +40,16 @@ class Setup:
     @property
     def tuning(self) -> str:
         """What was chosen by hand."""
-        return f"chunk {self.chunk}" if self.kind != "ours" else " ".join("=".join(one) for one in self.environment)
+        return (
+            f"chunk {self.chunk}, {self.routing}"
+            if self.kind != "ours"
+            else " ".join("=".join(one) for one in self.environment)
+        )
+
+    @property
+    def folder(self) -> str:
+        """For its logs."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.kind} {self.tuning}").strip("-").lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,149 @@
+"""``python -m bench.real.validate``: the simulator against the real engines, on the same workload file.
+
+Each system runs for real, then in the simulator with the engines' own measured latency model and the same SLOs. The
+last line is one JSON object with both reports' figures and their differences.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.case import Case
+from bench.metrics import Report, report
+from bench.outcome import Outcome
+from bench.presets import Preset
+from bench.real.calibration import Objectives, objective_of
+from bench.real.mode import RealMode, RealOptions
+from bench.simulator.settings import SimulationSettings
+from bench.simulator.simulation import Simulation
+from bench.simulator.systems import SYSTEMS, Context, Tuning
+from bench.workload import add_arrivals, spec_of
+from bench.workloads import SCENARIOS, Item
+from bench.workloads.scale import rate_of
+from common.errors import ProfileError, SlosError
+from common.latency_model import LatencyModel, Piece
+from common.settings import Settings
+
+KV_BYTES_PER_TOKEN = 8 * 1024
+"""Two KV heads of 64 values of 4 bytes, keys and values, in eight layers."""
+CPU_LINK = 2e9
+PULL_S = 0.012
+HOP_S = 0.008
+WITHIN = 0.1
+AIMS = ("attainment", "met", "ttft_p50_s", "tpot_p50_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure of both."""
+
+    real: float
+    simulated: float
+
+    @property
+    def difference(self) -> float:
+        """Of the simulated figure from the real one, relative to that."""
+        return self.simulated / self.real - 1 if self.real else float(self.simulated != 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.real.validate", description=__doc__)
+    parser.add_argument("--scenario", choices=list(SCENARIOS), default="mixed")
+    parser.add_argument("--workload", type=Path, metavar="FILE")
+    parser.add_argument("--systems", default="vllm,ours", help="comma-separated, of ours, vllm")
+    parser.add_argument("--rate", type=float, default=6.0)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--hop-ms", type=float, default=HOP_S * 1e3, help="of a first token, as bench.overhead measures"
+    )
+    parser.add_argument("--parameters", default="25M")
+    parser.add_argument("--log-dir", type=Path, metavar="DIR")
+    add_arrivals(parser)
+    parser.set_defaults(length_scale=0.25)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    spec = spec_of(args, args.scenario, args.rate, args.seconds, args.seed)
+    found: dict[str, dict[str, Compared]] = {}
+    try:
+        with closing(RealMode(RealOptions(args.parameters, args.log_dir))) as mode:
+            for system in args.systems.split(","):
+                case = Case(system, spec, "", 2, workload=args.workload)
+                real, items = mode.run(case), case.items()
+                preset = preset_of(measured(mode.model))
+                outcomes = simulate(case, items, mode.objectives(case), preset, args.hop_ms / 1e3)
+                found[system] = compare(real, report(outcomes, len(items) / rate_of(items)))
+    except (SlosError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps({system: as_json(figures) for system, figures in found.items()}))
+    return 0
+
+
+def measured(model: str) -> LatencyModel:
+    """The latency model that workers have measured of their engine on this machine, the newest; raises ProfileError."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model)
+    found = sorted(Settings().profile_dir.glob(f"{slug}*.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ProfileError(f"there is no profile of {model}: workers write one at their first start")
+    latency = json.loads(found[-1].read_text())["latency"]
+    pieces = tuple(Piece(**piece) for piece in latency.pop("pieces"))
+    return LatencyModel(pieces, **latency)
+
+
+def preset_of(latency: LatencyModel) -> Preset:
+    """An engine of this machine for the simulator."""
+    tokens = 2**30 // KV_BYTES_PER_TOKEN
+    return Preset(
+        "cpu", latency, tokens, KV_BYTES_PER_TOKEN, CPU_LINK, 2048, 64, block_size=32, transfer_setup_s=PULL_S
+    )
+
+
+def simulate(
+    case: Case, items: Sequence[Item], objectives: Objectives, preset: Preset, hop_s: float
+) -> Sequence[Outcome]:
+    """The case on simulated engines, under the SLOs of the real run."""
+    settings = SimulationSettings(workers=case.workers, hop_s=hop_s, prefill_workers=1, steps_known=False)
+    context = Context(items, preset, settings, Tuning(2048))
+    make_former, make_front = SYSTEMS[case.system](context)
+    simulation = Simulation(items, preset, objectives.tiers, settings, make_former, make_front, case.spec.seed)
+    outcomes = simulation.run().outcomes
+    slos = objectives.slos(items)
+    return [replace(one, objective=objective_of(slo, one.arrival_s)) for one, slo in zip(outcomes, slos, strict=True)]
+
+
+def compare(real: Report, simulated: Report) -> dict[str, Compared]:
+    """The figures of the aim, and the tails beside them."""
+    figures = {
+        "attainment": lambda one: one.attainment,
+        "met": lambda one: one.met,
+        "ttft_p50_s": lambda one: one.ttft_s[0],
+        "ttft_p99_s": lambda one: one.ttft_s[2],
+        "tpot_p50_s": lambda one: one.tpot_s[0],
+        "tpot_p99_s": lambda one: one.tpot_s[2],
+    }
+    return {name: Compared(get(real), get(simulated)) for name, get in figures.items()}
+
+
+def as_json(figures: Mapping[str, Compared]) -> dict[str, Any]:
+    """``within`` says whether what is aimed at differs by no more than 10 %."""
+    return {
+        **{
+            name: {"real": one.real, "simulated": one.simulated, "difference": round(one.difference, 3)}
+            for name, one in figures.items()
+        },
+        "within": all(abs(figures[name].difference) <= WITHIN for name in AIMS),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

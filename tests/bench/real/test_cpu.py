@@ -1,0 +1,36 @@
+import os
+import subprocess
+import sys
+
+from bench.real.cpu import Usage, usage
+from bench.real.machine import busy
+
+BURN = "import time, sys\nwhile time.process_time() < 0.1: pass\nprint(flush=True); sys.stdin.read()"
+
+
+def test_a_child_counts_for_its_parent_unless_it_has_a_name_itself() -> None:
+    with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alone = usage({"child": child.pid}).outside_s["child"]
+        together = usage({"me": os.getpid()}).outside_s["me"]
+        apart = usage({"me": os.getpid(), "child": child.pid}).outside_s
+    assert alone >= 0.05  # ticks are 10 ms
+    assert together >= apart["me"] + alone
+    assert apart["child"] >= alone
+
+
+def test_what_was_used_in_between_is_a_difference() -> None:
+    before, after = Usage({"api": 1.0}, 2.0), Usage({"api": 1.5, "redis": 0.25}, 5.0)
+    assert after.since(before) == Usage({"api": 0.5, "redis": 0.25}, 3.0)
+    assert after.total_outside_s == 1.75
+
+
+def test_a_process_that_has_ended_costs_nothing() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert usage({"gone": child.pid}).total_outside_s == 0.0
+
+
+def test_the_machine_counts_up() -> None:
+    assert busy().since(busy()).used_s <= 0.0
