@@ -12,7 +12,7 @@ bin := .venv/bin
 python := $(bin)/python
 export PYTHON
 
-.PHONY: help setup run test check unit vllm-test smoke compose-test sweep results docs clean
+.PHONY: help setup run test check unit process-test vllm-test smoke compose-test sweep results docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | column -t -s "$$(printf '\t')" 2>/dev/null \
@@ -29,14 +29,17 @@ check: setup ## lint and types only
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
-unit: setup ## tests that need no vLLM engine
+unit: setup ## tests inside of one process each
 	@$(python) -m deploy.compile
-	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not vllm and not e2e" -q $(ARGS)
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not process and not vllm and not e2e" -q $(ARGS)
+
+process-test: setup ## tests that start processes, without vLLM
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "process and not vllm and not e2e" -q $(ARGS)
 
 vllm-test: setup ## tests on real vLLM engines, one after the other
 	$(python) -m pytest -m "vllm or e2e" -q $(ARGS)
 
-test: check unit vllm-test ## everything that CI checks
+test: check unit process-test vllm-test ## everything that CI checks
 
 smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is one JSON object
 	@$(python) -m bench.smoke $(ARGS)

@@ -72,6 +72,7 @@ def test_every_package_can_be_imported_and_says_what_it_is(package: str) -> None
     assert importlib.import_module(package).__doc__
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["api", "admission", "prefill_worker", "decode_worker"])
 def test_every_process_explains_itself_with_its_settings(module: str) -> None:
     shown = subprocess.run(

@@ -15,7 +15,7 @@ from common.settings import Settings
 from tests.api.conftest import MODEL
 from tests.pipeline import running_pipeline
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 
 @asynccontextmanager

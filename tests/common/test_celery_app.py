@@ -2,6 +2,7 @@ import asyncio
 import pickle
 from pathlib import Path
 
+import pytest
 from redis import Redis
 
 from common.celery_app import BATCHES, ROUTINE, make_app
@@ -47,6 +48,7 @@ def test_a_redis_with_tls_has_its_certificate_checked() -> None:
     assert make_app(Settings(redis_url="rediss://example:6380/0")).conf.broker_use_ssl["ssl_cert_reqs"] == 2
 
 
+@pytest.mark.process
 async def test_a_worker_refuses_pickle_answers_inspect_and_ends_on_sigterm(redis_url: str, tmp_path: Path) -> None:
     app = make_app(Settings(redis_url=redis_url))
     touched = tmp_path / "touched"
@@ -78,6 +80,7 @@ async def test_a_worker_refuses_pickle_answers_inspect_and_ends_on_sigterm(redis
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.process
 async def test_beat_sends_what_is_due_keeps_no_file_and_ends_on_sigterm(redis_url: str, tmp_path: Path) -> None:
     async with celery("beat", cwd=tmp_path, redis_url=redis_url, refit_s=0.2) as beat:
         client = Redis.from_url(redis_url)

@@ -65,6 +65,7 @@ async def completed(stores: Stores, batch_id: str, count: int) -> None:
 
 
 @pytest.mark.timeout(120)  # two workers import the tokenizer's library, which takes seconds of CPU time each
+@pytest.mark.process
 async def test_no_line_runs_twice_when_a_worker_is_killed_and_the_next_is_stopped_in_the_middle(
     stores: Stores, bus: CountingBus, tmp_path: Path
 ) -> None:
