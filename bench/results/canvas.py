@@ -23,10 +23,12 @@ COLOURS = {
     "bound": "#555555",
 }
 PANEL_WIDTH, PANEL_HEIGHT = 3.6, 2.7
-FOOT = 150
-"""Characters of a line of provenance."""
+LEAST_WIDTH, BELOW = 8.0, 1.25
+"""Inches; below the panels stand the legend and the provenance."""
+CHARACTERS_PER_INCH = 18
+"""Of the provenance."""
 
-_STYLE: dict[str, Any] = {
+mpl.rcParams |= {
     "svg.hashsalt": "slos-serve",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -53,29 +55,35 @@ def style(system: str) -> dict[str, Any]:
     }
 
 
-def panels(rows: int, columns: int, title: str, width: float = PANEL_WIDTH) -> tuple[Figure, list[list[Any]]]:
-    """An empty figure with a grid of axes."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width * columns, PANEL_HEIGHT * rows + 1.3), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+def panels(
+    rows: int, columns: int, title: str, width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT
+) -> tuple[Figure, list[list[Any]]]:
+    """An empty figure with a grid of axes, and room below it for the legend and the provenance."""
+    size = (max(LEAST_WIDTH, width * columns), height * rows + 0.4 + BELOW)
+    figure = Figure(figsize=size, layout="constrained")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, BELOW / size[1], 1, 1 - BELOW / size[1]))  # type: ignore[call-arg]
+    axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure, [list(row) for row in axes]
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """One legend for all panels, below them."""
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9)
+    columns = min(len(labels), max(1, int(figure.get_size_inches()[0] / 1.8)))
+    at = (0.5, BELOW / figure.get_size_inches()[1])
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=at, ncols=columns, fontsize=9)
 
 
 def save(figure: Figure, group: Group, path: Path) -> None:
     """Write the figure with its provenance in the last lines."""
-    wide = round(FOOT * figure.get_size_inches()[0] / 10.8)
-    text = "\n".join(textwrap.wrap(group.provenance(), wide))
-    figure.text(0.01, -0.01, text, fontsize=6.5, color="#666666", va="top", family="DejaVu Sans Mono")
+    width, height = figure.get_size_inches()
+    text = "\n".join(textwrap.wrap(group.provenance(), round(CHARACTERS_PER_INCH * width)))
+    figure.text(0.01, 0.05 / height, text, fontsize=6, color="#666666", va="bottom", family="DejaVu Sans Mono")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(_STYLE):
-        metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=130, bbox_inches="tight", metadata=metadata)
+    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, dpi=130, metadata=metadata)
 
 
 def label(system: str) -> str:

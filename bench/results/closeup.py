@@ -1,6 +1,7 @@
 """Figures of one run seen from near: latencies by tier, a burst in time, and predictions against what came."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ def burst(group: Group) -> Figure:
     """The densest stretch of a run: who arrived, who waited how long against its SLO, by system."""
     scenario = _by_preference(group)[0]
     found = runs(group, scenario)
-    figure, axes = panels(1 + len(found), 1, f"One burst, {scenario}: {group.title}", width=9.5)
+    figure, axes = panels(1 + len(found), 1, f"One burst, {scenario}: {group.title}", width=9.5, height=1.7)
+    cap = _cap(found.values())
     first = next(iter(found.values()))["stretch"]["arrival_s"]
     start_s, end_s = min(first), max(first)
     edges = np.arange(start_s, end_s + 1.0, 1.0 if end_s - start_s > 15 else 0.25)
@@ -96,27 +98,35 @@ def burst(group: Group) -> Figure:
             ("late", "#c1121f", "x"),
             ("not promised", "#e08e0b", "^"),
         ):
-            points = [(x, y) for x, y, is_kind in _waits(of) if is_kind == kind]
+            points = [(x, y) for x, y, is_kind in _waits(of, cap) if is_kind == kind]
             xs, ys = zip(*points, strict=True) if points else ((), ())
             handles[kind] = axis.scatter(xs, ys, s=12, c=colour, marker=marker, linewidths=0.9)
         axis.axhline(1.0, color="#333333", linewidth=0.9, linestyle=":")
-        axis.set_ylim(0, WAIT_CAP * 1.05)
+        axis.set_ylim(0, cap * 1.05)
         share = sum(of["attained"]) / max(1, len(of["attained"]))
         axis.set_title(f"{label(system)}: {share:.0%} of these attained", loc="left", color=COLOURS[system], fontsize=9)
         axis.set_ylabel("TTFT / SLO")
     for (axis,) in axes:
         axis.set_xlim(start_s - 0.5, end_s + 0.5)
-    axes[-1][0].set_xlabel(
-        f"arrival, s into the run (waits over {WAIT_CAP:g}x and without end are drawn at {WAIT_CAP:g})"
-    )
+    axes[-1][0].set_xlabel(f"arrival, s into the run (waits over {cap:.3g}x the SLO and without end are drawn there)")
     legend(figure, list(handles.values()), list(handles))
     return figure
 
 
-def _waits(of: Found) -> Iterator[tuple[float, float, str]]:
+def _cap(of: Iterable[Found]) -> float:
+    """How high waits are drawn: all of them up to ``WAIT_CAP`` times the SLO."""
+    waits = [
+        math.inf if ttft_ms is None else ttft_ms / slo_ms
+        for run in of
+        for ttft_ms, slo_ms in zip(run["stretch"]["ttft_ms"], run["stretch"]["ttft_slo_ms"], strict=True)
+    ]
+    return min(WAIT_CAP, max((2.0, *waits)))
+
+
+def _waits(of: Found, cap: float) -> Iterator[tuple[float, float, str]]:
     columns = ("arrival_s", "ttft_ms", "ttft_slo_ms", "attained", "verdict")
     for at_s, ttft_ms, slo_ms, attained, verdict in zip(*(of[name] for name in columns), strict=True):
-        wait = WAIT_CAP if ttft_ms is None or not slo_ms else min(WAIT_CAP, ttft_ms / slo_ms)
+        wait = cap if ttft_ms is None or not slo_ms else min(cap, ttft_ms / slo_ms)
         yield at_s, wait, "attained" if attained else "late" if verdict == "admitted" else "not promised"
 
 

@@ -25,11 +25,13 @@ def attainment(group: Group) -> Figure:
         axis = axes[i // columns][i % columns]
         for system in group.systems:
             found = group.scenarios[name].get(system)
-            points = [] if found is None else _curve(found)
+            points = [] if found is None or system == "bound" else _curve(found)
             if not points:
                 continue
             rates, shares = zip(*points, strict=True)
             (handles[system],) = axis.plot(rates, [100 * one for one in shares], marker=".", **style(system))
+        if "bound" in group.scenarios[name]:
+            handles["bound"] = _bound(axis, group.scenarios[name]["bound"]["capacity"])
         axis.axhline(100 * ENOUGH, color="#333333", linewidth=0.8, linestyle=":")
         axis.set_title(name)
         axis.set_ylim(-2, 103)
@@ -40,6 +42,16 @@ def attainment(group: Group) -> Figure:
         axes[i // columns][i % columns].axis("off")
     legend(figure, list(handles.values()), [label(system) for system in handles])
     return figure
+
+
+def _bound(axis: Any, rate: float) -> Any:
+    """A line where no system can pass, or a word where that is far away."""
+    right = axis.get_xlim()[1]
+    if rate > 1.2 * right:
+        axis.annotate(f"upper bound {rate:.3g} →", (0.98, 0.04), xycoords="axes fraction", ha="right", fontsize=8)
+        return axis.plot([], [], **style("bound"))[0]
+    axis.set_xlim(right=max(right, 1.05 * rate))
+    return axis.axvline(rate, **style("bound"))
 
 
 def _curve(found: Found) -> list[tuple[float, float]]:
