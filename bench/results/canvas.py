@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.results.group import LABELS, Group
 
@@ -60,10 +61,8 @@ def panels(
 ) -> tuple[Figure, list[list[Any]]]:
     """An empty figure with a grid of axes, and room below it for the legend and the provenance."""
     size = (max(LEAST_WIDTH, width * columns), height * rows + 0.4 + BELOW)
-    figure = Figure(figsize=size, layout="constrained")
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(rect=(0, BELOW / size[1], 1, 1 - BELOW / size[1]))  # type: ignore[call-arg]
+    room = ConstrainedLayoutEngine(rect=(0, BELOW / size[1], 1, 1 - BELOW / size[1]))
+    figure = Figure(figsize=size, layout=room)
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure, [list(row) for row in axes]
