@@ -62,7 +62,7 @@ class Cluster:
             context_tokens=held.need_tokens,
             generated_tokens=held.generated_tokens,
             max_tokens=held.max_tokens,
-            first_token_s=None,
+            first_token_s=held.first_token_s,
             dispatched_s=decision.decided_s,
             dispatched_tokens=held.generated_tokens,
         )

@@ -1,5 +1,6 @@
 """The planner's interface: ``plan(state, now) -> Plan``, pure, the same code in the service and the simulator."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ class Held:
     ``objective`` is None for best effort; ``deferred`` says that its sender was told so already. ``prefix_worker``
     still has the KV of the first ``prefix_tokens`` tokens (earlier rounds of the session). ``round`` counts a session's
     rounds from 0; ``missed_round`` says that one of them missed its SLO, so that this one is best effort too.
+    ``first_token_s`` is when its first token came, of one that is dispatched again.
     """
 
     id: str
@@ -35,6 +37,18 @@ class Held:
     prefix_tokens: int = 0
     round: int = 0
     missed_round: bool = False
+    first_token_s: float | None = None
+
+    @property
+    def due_s(self) -> float:
+        """When its next token is due at the client, infinite for best effort: in doubt by the tighter stage's TPOT."""
+        objective = self.objective
+        if objective is None:
+            return math.inf
+        if self.generated_tokens == 0:
+            return objective.prefill_due_s
+        start_s = max(objective.prefill_due_s, self.first_token_s or 0.0)
+        return start_s + self.generated_tokens * objective.tightest_tpot_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,8 @@ class Worker:
     """A live worker as the planner sees it; times of prediction are in ``latency``.
 
     ``step_s`` is the measured pace of decoding, from which progress is extrapolated between reports (0: assume that
-    every decoder is just in time). ``busy_until_s`` is when the present iteration ends (0: unknown).
+    every decoder is just in time). ``draft_tokens`` is how many tokens a decoder makes of an iteration in which it has
+    drafts (1: without any), ``pull_s`` how long the KV of a token takes to be pulled. ``busy_until_s`` is when the present iteration ends (0: unknown).
     """
 
     id: str
@@ -81,6 +96,8 @@ class Worker:
     running: int
     fingerprint: str = ""
     step_s: float = 0.0
+    draft_tokens: float = 1.0
+    pull_s: float = 0.0
     busy_until_s: float = 0.0
 
 

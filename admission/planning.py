@@ -173,7 +173,7 @@ class Planning:
 
     async def _refuse_impossible(self, workers: Collection[Worker], lead: Lead, now_s: float) -> None:
         """At once, whatever its sender wants on overload, and under any policy: this is no overload."""
-        for waiting in self.window.undecided():
+        for waiting in self.window.undecided() if workers else ():
             held = waiting.held
             reason = unattainable(held, workers)
             if reason is not None and held.objective is not None:

@@ -164,4 +164,5 @@ def _held(claim: Claim, workers: list[Worker]) -> Held:
         deferred=claim.deferred_s is not None,
         generated_tokens=len(claim.generated),
         session_id=request.session_id,
+        first_token_s=claim.first_token_s,
     )

@@ -67,7 +67,7 @@ class EarliestDeadlineFirst:
         """Admit if feasible. True when nothing is left to be decided for the request."""
         tpot_s = objective.tightest_tpot_s
         placement = _place(cycle, held, tpot_s)
-        late_s = _lateness(cycle, objective, placement)
+        late_s = _lateness(cycle, held, placement)
         if placement is not None and late_s <= 0:
             self._admit(cycle, held, objective, placement)
             return True
@@ -108,8 +108,7 @@ class EarliestDeadlineFirst:
 
 
 def _urgency(held: Held) -> tuple[float, float, str]:
-    due_s = held.objective.prefill_due_s if held.objective else math.inf
-    return due_s, held.arrival_s, held.id
+    return held.due_s, held.arrival_s, held.id
 
 
 def _place(cycle: _Cycle, held: Held, tpot_s: float) -> _Placement | None:
@@ -136,11 +135,11 @@ def _decode_lane(cycle: _Cycle, prefill: Lane, held: Held, tpot_s: float) -> Lan
     return min(fitting, key=lambda lane: (lane.step_s(1, held.need_tokens), lane.worker.id), default=None)
 
 
-def _lateness(cycle: _Cycle, objective: Objective, placement: _Placement | None) -> float:
-    """How much too late the first token would come, in seconds; infinite if no decode worker fits."""
+def _lateness(cycle: _Cycle, held: Held, placement: _Placement | None) -> float:
+    """How much too late the next token would come, in seconds; infinite if no decode worker fits."""
     if placement is None:
         return math.inf
-    return placement.finish_s + cycle.state.hop_s - objective.prefill_due_s
+    return placement.finish_s + cycle.state.hop_s - held.due_s
 
 
 def _refusal(cycle: _Cycle, held: Held, objective: Objective, tpot_s: float, placement: _Placement | None) -> str:
