@@ -49,13 +49,13 @@ def usage(roots: Mapping[str, int]) -> Usage:
     engines_s = 0.0
     for name, root in roots.items():
         for pid in _tree(root, children, set(roots.values())):
-            process = table.get(pid)
-            if process is None:
+            found = table.get(pid)
+            if found is None:
                 continue
-            if process.comm.startswith(ENGINE_CORE):
-                engines_s += process.cpu_s
+            if found.comm.startswith(ENGINE_CORE):
+                engines_s += found.cpu_s
             else:
-                outside[name] = outside.get(name, 0.0) + process.cpu_s
+                outside[name] = outside.get(name, 0.0) + found.cpu_s
     return Usage(outside, engines_s)
 
 

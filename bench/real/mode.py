@@ -106,9 +106,10 @@ class RealMode:
         if self.options.stop_below is not None and not to_its_end:
             most_lost = math.floor(len(items) * (1 - self.options.stop_below))
         load = Load(items, objectives.slos(items), case.spec.seed, self.options.drain_s, most_lost)
-        machine, before, begun_s = busy(), usage(system.processes | {"client": os.getpid()}), time.monotonic()
+        processes = {**system.processes, "client": os.getpid()}
+        machine, before, begun_s = busy(), usage(processes), time.monotonic()
         sent = self._runner.run(play(load, system.backend))
-        used = usage(system.processes | {"client": os.getpid()}).since(before)
+        used = usage(processes).since(before)
         say(_cores(used, busy().since(machine), time.monotonic() - begun_s))
         logs.write(logs.path_for(self._folder, case), sent, system.backend.promises)
         self._runner.run(probe(system.backend))

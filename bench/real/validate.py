@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def simulate(
 
 def compare(real: Report, simulated: Report) -> dict[str, Compared]:
     """The figures of the aim, and the tails beside them."""
-    figures = {
+    figures: dict[str, Callable[[Report], float]] = {
         "attainment": lambda one: one.attainment,
         "met": lambda one: one.met,
         "ttft_p50_s": lambda one: one.ttft_s[0],
