@@ -1,8 +1,9 @@
 """How much prompt work a worker can take by a time without a promised token being late: demand bound, exact slack.
 
-This is the definition, in the order in which one would say it; :func:`admission.core.budgets` computes the same for
-all workers and deadlines at once. Every decoder whose next token is due ``slack`` ahead owes
-``floor((t - slack) / tpot) + 1`` tokens by t, and the one that owes most sets how many iterations there must be.
+This is the definition, in the order in which one would say it; :mod:`admission.timeline` computes the same for all
+workers and deadlines at once. Every decoder whose next token is due ``slack`` ahead owes
+``floor((t - slack) / tpot) + 1`` tokens by t. The one that owes most sets how many iterations end at its deadlines; one
+more ends at t. Each carries every decoder, so tokens due soon after t are safe too.
 """
 
 import math
@@ -33,22 +34,23 @@ def budget_tokens(
     ready_s: float = 0.0,
     stretch: float = 1.0,
 ) -> float:
-    """Prompt tokens that fit by ``time_us`` from now on a worker whose present iteration ends in ``ready_s``.
+    """Prompt tokens that fit by ``time_us`` from now on a worker that can begin with them in ``ready_s``.
 
-    Each iteration is charged for all decoders and one prompt. Costs are stretched by ``stretch``. Negative if not
-    even the decoders keep up.
+    Each iteration is charged for all decoders and one prompt, and loses up to a token to rounding. Costs are stretched
+    by ``stretch``. Negative if not even the decoders keep up.
     """
-    due_tokens = sum(demand.tokens_by(time_us) for demand in demands)
-    iterations = max([1, *(demand.tokens_by(time_us) for demand in demands)])
+    decoders = len(demands)
+    iterations = max([0, *(demand.tokens_by(time_us) for demand in demands)]) + 1
     seconds = time_us / 1e6 - ready_s
-    riders_s = latency.k_seq * (len(demands) + 1) + latency.k_kv * kv_tokens
+    riders_s = latency.k_seq * (decoders + 1) + latency.k_kv * kv_tokens
     room = math.inf
     for piece in latency.pieces:
         k_token, base_s = stretch * piece.k_token, stretch * (piece.base + riders_s)
         if k_token > 0:
-            room = min(room, (seconds - iterations * base_s) / k_token)
+            room = min(room, (seconds - iterations * base_s) / k_token - iterations * (decoders + 1))
         elif seconds < iterations * base_s:
             room = -math.inf
         if k_token + base_s > 0:
-            room = min(room, seconds / (k_token + base_s / max_batch_tokens))
-    return room - due_tokens
+            largest = max(1.0, max_batch_tokens - decoders)
+            room = min(room, (seconds - k_token * decoders) / (k_token + base_s / largest))
+    return room

@@ -1,8 +1,4 @@
-"""The compiled half of a plan: what is running becomes load by worker, and load becomes budgets by deadline.
-
-:mod:`admission.budget` says in plain Python what :func:`budgets` computes; a property test holds both to the same
-results. Token deadlines are whole microseconds here, so that counting them is exact.
-"""
+"""What is running becomes load by worker. Token deadlines are whole ticks, so that counting them is exact."""
 
 # Elements of arrays are Any to mypy.
 # mypy: disable-error-code="no-any-return"
@@ -12,12 +8,10 @@ import math
 import numpy as np
 
 from admission.jit import compiled
-from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, batch_s, drain_s, ends_after, head_start_s, refresh
+from admission.lane_arrays import Fleet, Floats, Ints, Load, drain_s, ends_after, head_start_s, refresh, take_link
 from admission.memory import BIN_TOKENS, HORIZONS
 from admission.table import RunningColumns
-
-TICKS = 1e6
-"""Ticks of a second."""
+from admission.timeline import TICKS
 
 _HORIZONS = np.array(HORIZONS, dtype=np.int64)
 
@@ -115,9 +109,17 @@ def line_up(
     load: Load,
     now_s: float,
     hop_s: float,
+    head_start: float,
     elastic: bool,
-) -> None:
-    """Add the promised prompts that wait on workers, given in the order of their dispatch."""
+    lane_out: Ints,
+    due_out: Floats,
+    work_out: Floats,
+) -> int:
+    """Add the promised prompts that wait on workers, given in the order of their dispatch.
+
+    Returns how many it wrote to the last three: lane, when it must be done (in ticks) and work that is left.
+    """
+    count = 0
     lanes = load.backlog.shape[0]
     for lane in range(lanes):
         refresh(fleet, load, lane)
@@ -142,107 +144,9 @@ def line_up(
         due_s = rows.due_s[row] - hop_s - now_s
         target = lane_of[rows.decode[row]]
         if target >= 0 and target != lane:
-            due_s -= head_start_s(target, rows.tpot_s[row], fleet, load, hop_s, elastic)
-        load.slack_s[lane] = min(load.slack_s[lane], due_s - load.end_s[lane])
-        load.last_due_s[lane] = max(load.last_due_s[lane], due_s)
-
-
-@compiled
-def count_due(slack: Floats, tpot: float, times: Floats, tokens: Floats, rounds: Floats) -> None:
-    """Add the tokens due by each time, of decoders with one TPOT and sorted slacks; ``rounds`` is the most of one.
-
-    A decoder of slack ``s = a*tpot + r`` owes ``floor(t/tpot) - a + (r <= t mod tpot)`` tokens by t >= s. Phases r of
-    those that owe are kept sorted, so that each time costs one binary search.
-    """
-    phases = np.empty(slack.shape[0])
-    active, skipped = 0, 0.0
-    for h in range(times.shape[0]):
-        time = times[h]
-        while active < slack.shape[0] and slack[active] <= time:
-            whole = math.floor(slack[active] / tpot)
-            phase = slack[active] - whole * tpot
-            at = active
-            while at > 0 and phases[at - 1] > phase:
-                phases[at] = phases[at - 1]
-                at -= 1
-            phases[at] = phase
-            skipped += whole
-            active += 1
-        if active:
-            whole = math.floor(time / tpot)
-            tokens[h] += active * whole - skipped + _reached(phases, active, time - whole * tpot)
-            rounds[h] = max(rounds[h], math.floor((time - slack[0]) / tpot) + 1)
-
-
-@compiled
-def _reached(phases: Floats, active: int, phase: float) -> int:
-    """How many of the first ``active`` phases, which are sorted, are at most ``phase``."""
-    low, high = 0, active
-    while low < high:
-        middle = (low + high) // 2
-        if phases[middle] <= phase:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@compiled
-def budgets(fleet: Fleet, load: Load, lane_of: Ints, slack: Floats, tpot: Floats, times: Floats) -> Floats:
-    """Prompt tokens that each lane can compute by each time (ticks, ascending), backlog not subtracted.
-
-    Decoders are sorted by lane and TPOT. ``-inf`` where not even the decoders keep up.
-    """
-    lanes, count = load.decoders.shape[0], slack.shape[0]
-    out = np.empty((lanes, times.shape[0]))
-    tokens, rounds = np.empty(times.shape[0]), np.empty(times.shape[0])
-    begin = 0
-    for lane in range(lanes):
-        tokens[:] = 0.0
-        rounds[:] = 0.0
-        while begin < count and lane_of[begin] == lane:
-            end = begin
-            while end < count and lane_of[end] == lane and tpot[end] == tpot[begin]:
-                end += 1
-            count_due(np.sort(slack[begin:end]), tpot[begin], times, tokens, rounds)
-            begin = end
-        for h in range(times.shape[0]):
-            seconds = times[h] / TICKS - fleet.ready_s[lane]
-            out[lane, h] = room(fleet, lane, seconds, max(1.0, rounds[h]), load.extra_s[lane]) - tokens[h]
-    return out
-
-
-@compiled
-def room(fleet: Fleet, lane: int, seconds: float, rounds: float, extra_s: float) -> float:
-    """Tokens of at least ``rounds`` iterations within so many seconds, and of no larger ones than allowed."""
-    most = math.inf
-    for piece in range(fleet.k_token.shape[1]):
-        k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
-        left_s = seconds - rounds * base_s
-        if k_token > 0:
-            most = min(most, left_s / k_token)
-        elif left_s < 0:
-            most = -math.inf
-        per_token_s = k_token + base_s / fleet.max_batch[lane]
-        if per_token_s > 0:
-            most = min(most, seconds / per_token_s)
-    return most
-
-
-@compiled
-def shared_budget(budget: Floats, backlog: Floats, usable: Bools) -> Floats:
-    """What all usable lanes have left by each time; never more than at any later one.
-
-    Decodes due soon after a deadline are promised too, so a budget that shrinks later was never there.
-    """
-    total = np.zeros(budget.shape[1])
-    for lane in range(budget.shape[0]):
-        if usable[lane]:
-            for h in range(total.shape[0]):
-                total[h] += max(0.0, budget[lane, h] - backlog[lane])
-    for h in range(total.shape[0] - 2, -1, -1):
-        total[h] = min(total[h], total[h + 1])
-    return total
-
-
-__all__ = ["TICKS", "batch_s", "budgets", "kv_of", "line_up", "shared_budget", "tally", "work_of"]
+            tokens, ends_s = float(rows.context[row]), load.end_s[lane]
+            due_s -= head_start_s(target, tokens, rows.tpot_s[row], ends_s, head_start, fleet, load, hop_s, elastic)
+            take_link(target, tokens, fleet, load)
+        lane_out[count], due_out[count], work_out[count] = lane, due_s * TICKS, left
+        count += 1
+    return count

@@ -43,7 +43,8 @@ class Columns:
 class Fleet(Columns):
     """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece; ``kv`` in tokens.
 
-    ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes.
+    ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes. ``step_s`` is the measured pace of a
+    decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV.
     """
 
     k_token: Floats
@@ -62,14 +63,17 @@ class Fleet(Columns):
     likes_decode: Bools
     kind: Ints
     step_s: Floats
+    made: Floats
+    pull_s: Floats
     ready_s: Floats
 
 
 class Load(Columns):
     """By lane. Only promised work counts, but in ``seqs``, ``all_kv`` and ``loose_tokens`` (best-effort prompts).
 
-    ``backlog`` is prompt work in tokens, ``end_s`` when it ends from now, ``slack_s`` how much later it may end
-    and ``last_due_s`` the latest deadline in it.
+    ``backlog`` is prompt work in tokens, of which ``sent`` is on the worker; ``end_s`` when it ends from now at the
+    pace that its tightest decoder allows without any slack. ``link_s`` is how long it will take to pull the KV
+    that it waits for.
     ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length), ``extra_s`` (what it costs but for
     tokens) and ``first_s`` (a batch of decodes only, which may come before the first prompt) follow from the decoders:
     :func:`refresh`.
@@ -85,9 +89,8 @@ class Load(Columns):
     backlog: Floats
     sent: Floats
     end_s: Floats
-    slack_s: Floats
-    last_due_s: Floats
     loose_tokens: Floats
+    link_s: Floats
     chunk: Floats
     full_s: Floats
     extra_s: Floats
@@ -113,7 +116,13 @@ FLEET = dtype_of(Fleet, {"k_token": (PIECES,), "base": (PIECES,)})
 LOAD = dtype_of(Load, {"kv": (len(HORIZONS),), "all_kv": (len(HORIZONS),)})
 
 
-def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float = 1.0, longest_s: float = math.inf) -> Fleet:
+def fleet_of(
+    workers: Iterable[Worker],
+    now_s: float,
+    stretch: float = 1.0,
+    longest_s: float = math.inf,
+    draft_trust: float = 0.0,
+) -> Fleet:
     """Columns of workers, in the order given; every cost is multiplied by ``stretch``.
 
     Workers keep their batches within ``longest_s`` if that leaves room for :data:`LEAST_BATCH` tokens.
@@ -134,6 +143,8 @@ def fleet_of(workers: Iterable[Worker], now_s: float, stretch: float = 1.0, long
                 decodes and worker.prefers is Stage.DECODE,
                 kinds.setdefault(worker.fingerprint, len(kinds)),
                 worker.step_s,
+                1 + draft_trust * (worker.draft_tokens - 1),
+                worker.pull_s,
                 max(0.0, worker.busy_until_s - now_s),
             )
         )
@@ -161,8 +172,7 @@ def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest
 def empty_load(lanes: int) -> Load:
     """Lanes with nothing to do."""
     load = np.zeros(lanes, LOAD)
-    load["tightest_s"] = load["slack_s"] = math.inf
-    load["last_due_s"] = -math.inf
+    load["tightest_s"] = math.inf
     return cast(Load, load)
 
 
@@ -246,13 +256,24 @@ def may_keep(fleet: Fleet, lane: int, elastic: bool) -> bool:
 
 
 @compiled
-def head_start_s(lane: int, tpot_s: float, fleet: Fleet, load: Load, hop_s: float, elastic: bool) -> float:
+def head_start_s(
+    lane: int, tokens: float, tpot_s: float, ends_s: float, share: float, fleet: Fleet, load: Load, hop_s: float,
+    elastic: bool,
+) -> float:  # fmt: skip
     """How much before its deadline a prompt must be done whose decoder goes to this lane.
 
-    The lane may be in the middle of its longest batch when the KV comes, and the second token waits for its end.
+    The lane pulls KV of one request after the other. It may be in the middle of its longest batch when the KV has come,
+    of which ``share`` is planned for, and the second token waits for its end.
     """
     step_s = batch_s(fleet, lane, load.decoders[lane] + 1, load.extra_s[lane])
     busy_s = (
         fleet.longest_s[lane] if may_take(fleet, lane, elastic) or load.seqs[lane] > load.decoders[lane] else step_s
     )
-    return max(0.0, hop_s + busy_s + step_s - tpot_s)
+    pull_s = max(0.0, load.link_s[lane] - ends_s) + fleet.pull_s[lane] * tokens
+    return max(0.0, hop_s + pull_s + share * busy_s + step_s - tpot_s)
+
+
+@compiled
+def take_link(lane: int, tokens: float, fleet: Fleet, load: Load) -> None:
+    """The lane will pull the KV of a prompt."""
+    load.link_s[lane] += fleet.pull_s[lane] * tokens

@@ -16,18 +16,27 @@ class PlannerOptions:
     :class:`common.batching.Former` does); a decoder that is handed over may wait for as long.
     ``best_effort_share``: share of token throughput that is kept for work without a promise.
     ``decode_load``: share of a worker's tokens that promised decodes may use.
-    ``dispatch_share``: share of a worker's budget to the deadline that its backlog and a new prompt may use.
+    ``pack_s``: how much later a prompt may end to spare a worker the loss of its whole prompt rate to a tight decode.
+    ``hand_off``: share of an idle worker's prompt rate that a hand-off must save to be worth its while.
+    ``stray``: a worker that does not prefer prompts gets one if it ends earlier by this share of its time there.
+    ``head_start``: share of the longest wait for a batch of the receiving worker that a hand-off is planned with; with
+    1 the token after it is never late, and fewer requests can be promised.
+    ``draft_trust``: share of the tokens that drafts are seen to add to an iteration that is counted on.
     ``offline_lag_s``: deferred work goes before offline work that came up to this much earlier.
     ``later_round``: what each earlier round of a session adds to the value of the next, as a share of it.
     """
 
     hold_s: float = math.inf
-    lookahead_s: float = 0.005
+    lookahead_s: float = 0.01
     margin: float = 0.05
     longest_batch_s: float = 0.15
     best_effort_share: float = 0.05
     decode_load: float = 0.9
-    dispatch_share: float = 0.7
+    pack_s: float = 0.25
+    hand_off: float = 0.1
+    stray: float = 0.25
+    head_start: float = 0.3
+    draft_trust: float = 0.6
     offline_lag_s: float = 60.0
     later_round: float = 0.5
     select: Literal["dp", "greedy"] = "dp"
@@ -39,8 +48,18 @@ class PlannerOptions:
     memory: Literal["survival", "reserve"] = "survival"
 
     def __post_init__(self) -> None:
-        shares = ("best_effort_share", "decode_load", "dispatch_share")
-        for name in ("hold_s", "lookahead_s", "margin", "longest_batch_s", "offline_lag_s", "later_round", *shares):
+        shares = ("best_effort_share", "decode_load", "hand_off", "head_start", "draft_trust")
+        for name in (
+            "hold_s",
+            "lookahead_s",
+            "margin",
+            "longest_batch_s",
+            "offline_lag_s",
+            "later_round",
+            "pack_s",
+            "stray",
+            *shares,
+        ):
             value = getattr(self, name)
             if not value >= 0 or (name in shares and value > 1):
                 raise ValueError(f"{name} is out of range: {value}")

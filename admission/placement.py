@@ -12,67 +12,66 @@ import math
 import numpy as np
 
 from admission.core import work_of
-from admission.decode_target import after_all, decode_lane, delay_s, hand_off_targets, loss
+from admission.decode_target import decode_lane, hand_off_targets, keeps, loss
 from admission.jit import compiled
-from admission.lane_arrays import Fleet, Floats, Ints, Load, ends_after, head_start_s, may_take, refresh
+from admission.lane_arrays import Fleet, Floats, Ints, Load, head_start_s, may_take, refresh, take_link
 from admission.request_arrays import HOLD, SEND, Placed, Queue, Rules
-
-STRAY = 0.25
-"""A prompt goes to a worker that does not prefer prompts if it ends earlier by this share of its own time there."""
-
-
-PRICE_S = 0.5
-"""Seconds by which a prompt may end later to spare a worker the loss of its whole prompt rate to a tight decode."""
+from admission.timeline import TICKS, Timeline, add_decoder, add_work, column_of, ends_s, next_chunk, stays_in_time
 
 
 @compiled
 def promise(
-    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, budget: Floats, column: Ints, rules: Rules,
-    placed: Placed,
-) -> None:  # fmt: skip
+    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, line: Timeline, rules: Rules, placed: Placed
+) -> None:
     """Place requests in this order, each where its prompt ends first, if that and all that is promised stays in time.
 
-    ``budget[lane, column[i]]`` is what a lane can do by request i's deadline. What does not fit stays WAIT.
+    What does not fit stays WAIT.
     """
     kv = np.empty((fleet.kv.shape[0], load.kv.shape[1]))
+    target = np.full(fleet.kind.max() + 1, -1, np.int64)
     for i in order:
-        if not _some_lane_ends_by(i, queue, fleet, load, rules.elastic):
+        column = column_of(line, queue.due_s[i] * TICKS)
+        if column < 0 or not _some_lane_ends(i, column, queue, fleet, line, rules.elastic):
             continue
-        target = np.full(fleet.kind.max() + 1, -1, np.int64)
-        hand_off_targets(i, queue, fleet, load, tables, rules, kv, target)
+        target[:] = -1
+        hand_off_targets(i, queue, fleet, load, tables, line, rules, kv, target)
         lane = decode = -1
         best_s = best_score = math.inf
         for at in range(fleet.kind.shape[0]):
             if not may_take(fleet, at, rules.elastic):
                 continue
-            finish_s = ends_after(fleet, load, at, _work(i, queue, fleet, at))
-            if finish_s > queue.due_s[i] or finish_s >= best_score:
+            work = _work(i, queue, fleet, at)
+            finish_s = ends_s(fleet, line, at, column, work)
+            if finish_s >= best_score:
                 continue
-            stray_s = 0.0 if fleet.likes_prefill[at] else STRAY * (finish_s - load.end_s[at])
-            to = decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target)
-            if to < 0:
-                continue
-            score = (
-                finish_s + stray_s + PRICE_S * (loss(i, to, queue, fleet, load, rules.elastic) if rules.pack else 0.0)
-            )
-            if score < best_score:
-                lane, decode, best_s, best_score = at, to, finish_s, score
+            stray_s = 0.0 if fleet.likes_prefill[at] else rules.stray * (finish_s - line.offset_s[at])
+            handed = decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target)
+            for to in (handed, at):
+                if to < 0 or (to == at and to != handed and not keeps(i, at, queue, fleet, load, tables, rules, kv)):
+                    continue
+                score = finish_s + stray_s
+                if rules.pack:
+                    score += rules.pack_s * loss(i, to, queue, fleet, load, rules.elastic)
+                if score < best_score and _in_time(i, at, to, work, finish_s, queue, fleet, load, line, rules):
+                    lane, decode, best_s, best_score = at, to, finish_s, score
+                    break
         if lane < 0:
             continue
-        placed.prefill[i], placed.decode[i] = lane, decode
-        placed.start_s[i], placed.finish_s[i] = load.end_s[lane] - load.first_s[lane], best_s
+        placed.prefill[i], placed.decode[i], placed.finish_s[i] = lane, decode, best_s
         work = _work(i, queue, fleet, lane)
-        placed.action[i] = SEND if _binds(i, lane, work, queue, load, budget[lane, column[i]], rules) else HOLD
-        _commit(i, lane, decode, work, placed, queue, fleet, load, rules, kv)
+        chunk = next_chunk(fleet, load, line, lane)
+        later = math.floor(load.sent[lane] / chunk)  # iterations until one has room for more
+        placed.start_s[i] = fleet.ready_s[lane] + later * fleet.longest_s[lane]
+        placed.action[i] = SEND if queue.bind[i] or placed.start_s[i] <= rules.soon_s else HOLD
+        _commit(i, lane, decode, work, placed, queue, fleet, load, line, rules, kv)
 
 
 @compiled
-def _some_lane_ends_by(i: int, queue: Queue, fleet: Fleet, load: Load, elastic: bool) -> bool:
+def _some_lane_ends(i: int, column: int, queue: Queue, fleet: Fleet, line: Timeline, elastic: bool) -> bool:
     """Whether any lane could end the prompt in time: cheap to know before anything else."""
     for lane in range(fleet.kind.shape[0]):
-        if load.end_s[lane] >= queue.due_s[i] or not may_take(fleet, lane, elastic):
-            continue
-        if ends_after(fleet, load, lane, _work(i, queue, fleet, lane)) <= queue.due_s[i]:
+        room = line.budget[lane, column] - line.work[lane, column]
+        if room > 0 and may_take(fleet, lane, elastic) and _work(i, queue, fleet, lane) <= room:
             return True
     return False
 
@@ -84,31 +83,43 @@ def _work(i: int, queue: Queue, fleet: Fleet, lane: int) -> float:
 
 
 @compiled
-def _binds(i: int, lane: int, work: float, queue: Queue, load: Load, budget: float, rules: Rules) -> bool:
-    """Late binding: send when the worker is about to need it and it will not crowd out what the worker has."""
-    if queue.bind[i]:
-        return True
-    joins = load.sent[lane] + work <= load.chunk[lane] and load.sent[lane] >= load.backlog[lane]
-    soon = load.end_s[lane] - load.first_s[lane] <= rules.soon_s or joins
-    light = load.backlog[lane] <= 0 or joins or load.backlog[lane] + work <= rules.dispatch_share * budget
-    return soon and light
+def _due_s(
+    i: int, lane: int, decode: int, finish_s: float, queue: Queue, fleet: Fleet, load: Load, rules: Rules
+) -> float:
+    """When the prompt must be done there."""
+    if decode == lane:
+        return queue.due_s[i]
+    return queue.due_s[i] - head_start_s(
+        decode, queue.tokens[i], queue.tpot_s[i], finish_s, rules.head_start, fleet, load, rules.hop_s, rules.elastic
+    )
+
+
+@compiled
+def _in_time(
+    i: int, lane: int, decode: int, work: float, finish_s: float, queue: Queue, fleet: Fleet, load: Load,
+    line: Timeline, rules: Rules,
+) -> bool:  # fmt: skip
+    """Whether everything on the lane that computes the prompt stays in time; that on the other is known."""
+    due, column = (
+        queue.due_s[i] * TICKS,
+        column_of(line, _due_s(i, lane, decode, finish_s, queue, fleet, load, rules) * TICKS),
+    )
+    if column < 0:
+        return False
+    tpot = queue.tpot_s[i] * TICKS if decode == lane else math.inf
+    return stays_in_time(fleet, line, lane, column, work, due, tpot, queue.tokens[i])
 
 
 @compiled
 def _commit(
-    i: int,
-    lane: int,
-    decode: int,
-    work: float,
-    placed: Placed,
-    queue: Queue,
-    fleet: Fleet,
-    load: Load,
-    rules: Rules,
-    kv: Floats,
-) -> None:
-    if load.backlog[decode] > 0 and not (decode == lane and after_all(i, lane, queue, load)):
-        load.slack_s[decode] -= delay_s(i, decode, queue, fleet, load)
+    i: int, lane: int, decode: int, work: float, placed: Placed, queue: Queue, fleet: Fleet, load: Load,
+    line: Timeline, rules: Rules, kv: Floats,
+) -> None:  # fmt: skip
+    due = queue.due_s[i] * TICKS
+    add_work(line, lane, _due_s(i, lane, decode, placed.finish_s[i], queue, fleet, load, rules) * TICKS, work)
+    if decode != lane:
+        take_link(decode, queue.tokens[i], fleet, load)
+    add_decoder(fleet, line, decode, due, queue.tpot_s[i] * TICKS, queue.tokens[i])
     kv_of_one = kv[decode]
     load.kv[decode] += kv_of_one
     load.all_kv[decode] += kv_of_one
@@ -126,8 +137,3 @@ def _commit(
         load.sent[lane] += work
     refresh(fleet, load, decode)
     refresh(fleet, load, lane)
-    due_s = queue.due_s[i]
-    if decode != lane:
-        due_s -= head_start_s(decode, queue.tpot_s[i], fleet, load, rules.hop_s, rules.elastic)
-    load.last_due_s[lane] = max(load.last_due_s[lane], due_s)
-    load.slack_s[lane] = min(load.slack_s[lane], due_s - placed.finish_s[i])

@@ -81,7 +81,8 @@ class Worker:
 
     ``step_s`` is the measured pace of decoding, from which progress is extrapolated between reports (0: assume that
     every decoder is just in time). ``draft_tokens`` is how many tokens a decoder makes of an iteration in which it has
-    drafts (1: without any), ``pull_s`` how long the KV of a token takes to be pulled. ``busy_until_s`` is when the present iteration ends (0: unknown).
+    drafts (1: without any), ``pull_s`` how long the KV of a token takes to be pulled. ``busy_until_s`` is when the
+    present iteration ends (0: unknown).
     """
 
     id: str

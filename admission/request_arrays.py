@@ -35,10 +35,13 @@ class Rules(NamedTuple):
     soon_s: float
     hop_s: float
     decode_load: float
-    dispatch_share: float
     pack: bool
     elastic: bool
     loose_share: float
+    pack_s: float
+    hand_off: float
+    stray: float
+    head_start: float
 
 
 class Placed(Columns):

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from admission.core import TICKS, budgets, kv_of, line_up, shared_budget, tally
+from admission.core import kv_of, line_up, tally
 from admission.jit import compiled
 from admission.lane_arrays import (
     Bools,
@@ -27,15 +27,10 @@ from admission.options import PlannerOptions
 from admission.plan import ClusterState, Held
 from admission.request_arrays import QUEUE, Queue
 from admission.table import Names, table_of
+from admission.timeline import TICKS, Timeline, add_work, grid, timeline
 
-
-@dataclass(frozen=True, slots=True)
-class Demands:
-    """Promised decoders by lane and TPOT: slack and TPOT in ticks."""
-
-    lane: Ints
-    slack: Floats
-    tpot: Floats
+MAX_TICKS = 1e12
+"""Deadlines further ahead are all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +41,7 @@ class Situation:
     stretch: float
     fleet: Fleet
     load: Load
-    demands: Demands
+    line: Timeline
     tables: Floats
     queue: Queue
     zero_load_s: Floats
@@ -87,7 +82,9 @@ def situation(
     running = table.columns
     shared = any(one.objective is None or one.deferred for one in held) or bool(np.isinf(running["tpot_s"]).any())
     stretch = options.stretch(shared)
-    fleet = fleet_of((state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_s)
+    fleet = fleet_of(
+        (state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_s, options.draft_trust
+    )
     load = empty_load(len(lanes))
     lane_of = lane_numbers(table.worker_names.index, numbers)
     lane, slack, tpot = np.empty(len(table), np.int64), np.empty(len(table)), np.empty(len(table))
@@ -95,14 +92,23 @@ def situation(
     count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
     waiting = np.flatnonzero(running["todo"])
     order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
-    line_up(running, order, lane_of, fleet, load, now_s, state.hop_s, options.elastic)
-    lane, slack, tpot = lane[:count], slack[:count], tpot[:count]
-    by = np.argsort(lane * 2.0**41 + tpot)
     queue = _queue(held, numbers, rows, now_s, state.hop_s, options)
-    demands = Demands(lane[by], slack[by], tpot[by])
-    return Situation(
-        lanes, stretch, fleet, load, demands, rows.tables, queue, zero_load_s(queue, fleet, options.elastic)
+    prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
+    sent = line_up(
+        running, order, lane_of, fleet, load, now_s, state.hop_s, options.head_start, options.elastic, *prompts
     )
+    by = np.argsort(lane[:count] * 2.0**41 + tpot[:count])
+    times = grid(_ticks(queue["due_s"]), np.minimum(prompts[1][:sent], MAX_TICKS))
+    line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
+    for at, due, work in zip(*(column[:sent] for column in prompts), strict=True):
+        add_work(line, at, due, work)
+    return Situation(lanes, stretch, fleet, load, line, rows.tables, queue, zero_load_s(queue, fleet, options.elastic))
+
+
+def _ticks(due_s: Floats) -> Floats:
+    """Deadlines that are ahead."""
+    ahead = due_s[(due_s > 0) & np.isfinite(due_s)]
+    return np.minimum(np.floor(ahead * TICKS), MAX_TICKS)
 
 
 def _queue(
@@ -121,7 +127,7 @@ def _queue(
         values.append(
             (
                 one.need_tokens,
-                math.inf if objective is None else objective.arrival_s + objective.ttft_s - now_s - hop_s,
+                one.due_s - now_s - hop_s,
                 math.inf if objective is None else objective.tightest_tpot_s,
                 one.generated_tokens,
                 one.max_tokens,
@@ -132,14 +138,6 @@ def _queue(
             )
         )
     return cast(Queue, np.array(values, dtype=QUEUE))
-
-
-def budgets_by(now: Situation, times_s: Floats, elastic: bool) -> tuple[Floats, Floats]:
-    """Budget of each lane by each time (ascending), and what all that take prompts have left together."""
-    ticks = np.floor(np.maximum(times_s, 0.0) * TICKS)
-    demands = now.demands
-    each = budgets(now.fleet, now.load, demands.lane, demands.slack, demands.tpot, ticks)
-    return each, shared_budget(each, now.load["backlog"], takers(now.fleet, elastic))
 
 
 @compiled

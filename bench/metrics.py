@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.outcome import Outcome
+from bench.outcome import Outcome, share_fates
 from common.messages import Verdict
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -48,8 +48,9 @@ class Report:
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-def report(outcomes: Sequence[Outcome], seconds: float, by_tier: bool = True) -> Report:
-    """Figures of one run whose requests arrived within ``seconds``."""
+def report(outcomes: Sequence[Outcome], seconds: float, by_tier: bool = True, fates: bool = True) -> Report:
+    """Figures of one run whose requests arrived within ``seconds``; rounds of a session share a fate if ``fates``."""
+    outcomes = share_fates(outcomes) if by_tier and fates else outcomes
     asked = [one for one in outcomes if one.objective is not None] or list(outcomes)
     attained = [one for one in asked if one.attained()]
     unpromised = [one for one in asked if one.verdict is not Verdict.ADMITTED and one.objective is not None]

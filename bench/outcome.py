@@ -1,7 +1,8 @@
 """What became of each request of a run, simulated or real."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from bench.workloads.item import Item
 from common.messages import Verdict
@@ -14,7 +15,8 @@ class Outcome:
 
     ``verdict`` is the last one: ADMITTED means that the SLO was promised, or that the system knows no promises.
     ``promoted`` had been told that it was deferred, and was promised its SLO later. ``ended_s`` is when it was served
-    or refused (None: neither when the run ended).
+    or refused (None: neither when the run ended). ``session_missed``: an earlier round of its session missed its SLO,
+    and rounds share a fate.
     """
 
     item: Item
@@ -27,6 +29,7 @@ class Outcome:
     deferred: bool = False
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
+    session_missed: bool = False
 
     @property
     def served(self) -> bool:
@@ -48,7 +51,20 @@ class Outcome:
         return self.verdict is Verdict.ADMITTED and self.met(tolerance)
 
     def met(self, tolerance: float = TOLERANCE) -> bool:
-        """Whether its tokens came in time, promised or not."""
-        if self.objective is None or not self.served:
+        """Whether its tokens came in time, promised or not, and those of its session's earlier rounds."""
+        if self.objective is None or not self.served or self.session_missed:
             return False
         return attained(self.objective, self.token_times_s, self.item.thinking_tokens, tolerance)
+
+
+def share_fates(outcomes: Sequence[Outcome], tolerance: float = TOLERANCE) -> list[Outcome]:
+    """The same, in the same order, with the rounds of each session after its first miss marked, under every system."""
+    missed: set[str] = set()
+    found = list(outcomes)
+    for i in sorted(range(len(found)), key=lambda i: found[i].arrival_s):
+        session = found[i].item.session
+        if session in missed:
+            found[i] = replace(found[i], session_missed=True)
+        elif found[i].objective is not None and not found[i].attained(tolerance):
+            missed.add(session)
+    return found

@@ -25,16 +25,13 @@ from admission.request_arrays import HOLD, SEND, WAIT, Placed, Rules, nothing_pl
 from admission.situation import (
     Situation,
     TableRows,
-    budgets_by,
     kv_left,
     kv_needs,
     situation,
     takers,
 )
+from admission.timeline import TICKS, shared
 from common.messages import Decision, Overload, Stage, Verdict
-
-MAX_TICKS_S = 1e6
-"""Deadlines further ahead are all the same."""
 
 
 @dataclass(slots=True)
@@ -85,10 +82,13 @@ class Ours:
             soon_s=cycle.state.hop_s + options.lookahead_s,
             hop_s=cycle.state.hop_s,
             decode_load=options.decode_load,
-            dispatch_share=options.dispatch_share,
             pack=options.decode_packing,
             elastic=options.elastic,
             loose_share=options.best_effort_share,
+            pack_s=options.pack_s,
+            hand_off=options.hand_off,
+            stray=options.stray,
+            head_start=options.head_start,
         )
 
     def _hopeful(self, cycle: _Cycle) -> Ints:
@@ -105,7 +105,9 @@ class Ours:
         at, queue = cycle.at, cycle.at.queue
         if not len(hopeful):
             return
-        each, shared = budgets_by(at, np.minimum(queue["due_s"][hopeful], MAX_TICKS_S), rules.elastic)
+        together = shared(at.line, takers(at.fleet, rules.elastic))
+        columns = np.searchsorted(at.line.times, queue["due_s"][hopeful] * TICKS, side="right") - 1
+        budget = np.where(columns >= 0, together[columns], 0.0)
         attention = at.fleet["attention"][takers(at.fleet, rules.elastic)].min()
         tokens = queue["tokens"][hopeful] - queue["cached"][hopeful]
         work = tokens * (1 + attention * queue["tokens"][hopeful] / 2)
@@ -114,13 +116,11 @@ class Ours:
         if self._options.select == "dp":
             later, held = self._options.later_round, cycle.held
             value = np.array([held[i].value * (1 + later * held[i].round) for i in hopeful.tolist()])
-            wins = select(work, kv, value, shared, left)
+            wins = select(work, kv, value, budget, left)
         else:
-            wins = greedy(work, kv, shared, left)
-        column = np.zeros(len(cycle.held), np.int64)
-        column[hopeful] = np.arange(len(hopeful))
+            wins = greedy(work, kv, budget, left)
         for order in (hopeful[wins], hopeful[~wins]):
-            promise(order, queue, at.fleet, at.load, at.tables, each, column, rules, cycle.placed)
+            promise(order, queue, at.fleet, at.load, at.tables, at.line, rules, cycle.placed)
 
     def _fill(self, cycle: _Cycle, waiting: list[int], hopeful: Ints, rules: Rules) -> None:
         """Left-over capacity and its guaranteed share; who may yet be promised takes nothing of the share."""
@@ -217,8 +217,7 @@ def _able(state: ClusterState) -> bool:
 
 
 def _urgency(one: Held) -> tuple[float, float, str]:
-    objective = one.objective
-    return (objective.prefill_due_s if objective else math.inf), one.arrival_s, one.id
+    return one.due_s, one.arrival_s, one.id
 
 
 def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int | None = None) -> Decision:

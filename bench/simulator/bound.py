@@ -63,7 +63,10 @@ def bound(items: Sequence[Item], preset: Preset, tiers: Tiers, settings: Simulat
         _outcome(item, promise, release_s, one)
         for item, promise, release_s, one in zip(items, objectives, releases, best, strict=True)
     ]
-    return replace(report(outcomes, max(item.arrival_s for item in items) or 1.0), stationary=True)
+    found = report(
+        outcomes, max(item.arrival_s for item in items) or 1.0, fates=False
+    )  # a round by itself: a relaxation
+    return replace(found, stationary=True)
 
 
 def _chain(items: Sequence[Item], preset: Preset, tiers: Tiers) -> tuple[list[Objective | None], list[float]]:

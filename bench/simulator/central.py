@@ -122,6 +122,7 @@ class CentralPlanner:
             free_blocks=preset.blocks,
             running=0,
             fingerprint=preset.name,
+            pull_s=preset.transfer_s(1024) / 1024,
         )
 
     def _report_at(self, number: int, time_s: float) -> None:
@@ -134,7 +135,11 @@ class CentralPlanner:
             for row in engine.members:
                 self._update(row, now_s)
             self._workers[number] = replace(
-                self._workers[number], free_blocks=engine.free_blocks, running=engine.size, step_s=engine.pace_s
+                self._workers[number],
+                free_blocks=engine.free_blocks,
+                running=engine.size,
+                step_s=engine.pace_s,
+                draft_tokens=engine.draft_tokens,
             )
         self._report_at(number, now_s + self._world.settings.report_s)
 

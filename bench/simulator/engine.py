@@ -44,6 +44,7 @@ class Engine:
         self.used_blocks = 0
         self.alive = True
         self.pace_s = 0.0
+        self.draft_tokens = 1.0
         self.busy_until_s = 0.0
         self.stepping = False
         self.handing_over: dict[int, Engine] = {}
@@ -203,6 +204,8 @@ class Engine:
         self.counters.emitted += int(self.book.rows["count"][formed.rows].sum()) - made_before
         if drafted:
             self._verified(formed, flags, accepted)
+            each = 1 + float(accepted.sum()) / np.count_nonzero(formed.drafts)
+            self.draft_tokens = PACE_MEMORY * self.draft_tokens + (1 - PACE_MEMORY) * each
         for k in np.flatnonzero(flags).tolist():
             row, flag = int(formed.rows[k]), int(flags[k])
             if flag & FINISHED:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from admission.core import budgets, kv_of, line_up, tally
+from admission.core import kv_of, line_up, tally
 from admission.jit import compiled, plain
 from admission.lane_arrays import LOAD, empty_load, ends_after, fleet_of, lane_numbers, refresh
 from admission.memory import BINS
 from admission.plan import Running, Worker
 from admission.table import RunningTable
+from admission.timeline import timeline
 from common.slo import Objective
 from tests.factories import FAST, make_running, make_worker
 
@@ -29,7 +30,8 @@ def loaded(
     count = tally(table.columns, lane_of, tiers, np.ones((1, BINS)), fleet, load, NOW_S, lane, slack, tpot)
     order = np.flatnonzero(table.columns["todo"])
     order = order[np.argsort(table.columns["dispatched_s"][order])]
-    line_up(table.columns, order, lane_of, fleet, load, NOW_S, 0.0, True)
+    prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
+    line_up(table.columns, order, lane_of, fleet, load, NOW_S, 0.0, 1.0, True, *prompts)
     demands = list(zip(lane[:count].tolist(), slack[:count].tolist(), tpot[:count].tolist(), strict=True))
     return {name: load[name] for name in LOAD.names or ()}, demands
 
@@ -110,12 +112,10 @@ def test_compiled_code_gives_what_its_source_says() -> None:
     assert out.tolist() == twin.tolist()
     fleet, load = fleet_of([make_worker()], NOW_S), empty_load(1)
     refresh(fleet, load, 0)
-    none = np.empty(0)
-    times = np.array([1e5, 1e6])
+    decoders = np.array([0]), np.array([1e4]), np.array([5e4]), 0.0, np.array([1e5, 1e6])
     records: list[Any] = [np.asarray(array).view(np.recarray) for array in (fleet, load)]
-    lanes = np.empty(0, np.int64)
-    by_source = plain(budgets)(records[0], records[1], lanes, none, none, times)
-    assert budgets(fleet, load, lanes, none, none, times).tolist() == by_source.tolist()
+    by_source = plain(timeline)(records[0], records[1], *decoders)
+    assert timeline(fleet, load, *decoders).budget.tolist() == by_source.budget.tolist()
 
 
 def test_without_a_compiler_functions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

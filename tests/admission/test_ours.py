@@ -47,7 +47,7 @@ def busy(worker: str, prompts: int = 5, tokens: int = 2000) -> list[Any]:
             context_tokens=tokens,
             first_token_s=None,
             generated_tokens=0,
-            objective=Objective(NOW_S, 60.0, 0.1),
+            objective=Objective(NOW_S, 0.4, 0.1),
         )
         for _ in range(prompts)
     ]

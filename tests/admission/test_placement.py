@@ -12,13 +12,24 @@ from admission.leftover import fill
 from admission.options import PlannerOptions
 from admission.placement import promise
 from admission.request_arrays import HOLD, SEND, WAIT, Rules, nothing_placed
-from admission.situation import Situation, TableRows, budgets_by, situation
+from admission.situation import Situation, TableRows, situation
 from common.slo import Objective
 from tests.admission.test_promises import MODELS, fleet
 from tests.factories import make_held, make_running, make_state
 
 NOW_S = 100.0
-RULES = Rules(0.007, 0.002, 0.9, 0.7, True, True, 0.05)
+RULES = Rules(
+    soon_s=0.007,
+    hop_s=0.002,
+    decode_load=0.9,
+    pack=True,
+    elastic=True,
+    loose_share=0.05,
+    pack_s=0.25,
+    hand_off=0.1,
+    stray=0.25,
+    head_start=1.0,
+)
 
 
 def drawn(seed: int) -> Situation:
@@ -52,14 +63,13 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
     outcomes = []
     for as_source in (False, True):
         at = drawn(seed)
-        each, _ = budgets_by(at, at.queue["due_s"], True)
         count = len(at.queue["due_s"])
         placed, order = nothing_placed(count), np.arange(count)
         arrays: list[Any] = [at.queue, at.fleet, at.load, placed]
         if as_source:
             arrays = [np.asarray(array).view(np.recarray) for array in arrays]
         queue, lanes, load, where = arrays
-        (plain(promise) if as_source else promise)(order, queue, lanes, load, at.tables, each, order, RULES, where)
+        (plain(promise) if as_source else promise)(order, queue, lanes, load, at.tables, at.line, RULES, where)
         rest = np.flatnonzero(placed["action"] == WAIT)
         (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, where)
         outcomes.append([placed[name].tolist() for name in ("action", "prefill", "decode", "finish_s")])
@@ -71,10 +81,9 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
 def test_promises_are_in_time_and_kv_and_sequences_fit(seed: int) -> None:
     at = drawn(seed)
     before = at.load["kv"].max(axis=1).copy()
-    each, _ = budgets_by(at, at.queue["due_s"], True)
     count = len(at.queue["due_s"])
     placed, order = nothing_placed(count), np.arange(count)
-    promise(order, at.queue, at.fleet, at.load, at.tables, each, order, RULES, placed)
+    promise(order, at.queue, at.fleet, at.load, at.tables, at.line, RULES, placed)
     for i in np.flatnonzero(placed["action"] != WAIT):
         assert placed["action"][i] in (HOLD, SEND)
         assert placed["finish_s"][i] <= at.queue["due_s"][i]

@@ -1,5 +1,7 @@
 import json
 import math
+from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -8,6 +10,9 @@ from bench.outcome import Outcome
 from bench.workloads import Item
 from common.messages import Verdict
 from common.slo import Objective
+
+
+SESSIONS = count()
 
 
 def outcome(
@@ -23,7 +28,7 @@ def outcome(
 ) -> Outcome:
     times = () if ttft_s is None else tuple(arrival_s + ttft_s + step_s * n for n in range(output))
     return Outcome(
-        item=Item(arrival_s, f"s{arrival_s}", tier, 100, output, tenant=tenant),
+        item=Item(arrival_s, f"s{next(SESSIONS)}", tier, 100, output, tenant=tenant),
         objective=Objective(arrival_s, 1.0, 0.1) if promised else None,
         verdict=verdict,
         token_times_s=times,
@@ -39,6 +44,15 @@ def test_all_requests_are_in_the_denominator() -> None:
     found = report([outcome(), late, refused, deferred], 10.0)
     assert (found.requests, found.attainment, found.met) == (4, 0.25, 0.5)
     assert (found.admitted, found.deferred, found.rejected) == (0.5, 0.25, 0.25)
+
+
+def test_rounds_of_a_session_share_a_fate() -> None:
+    rounds = [replace(one, item=replace(one.item, session="s")) for one in map(outcome, (0.0, 10.0, 20.0))]
+    other = outcome(30.0)
+    assert report([*rounds, other], 10.0).attainment == 1.0
+    late = replace(rounds[1], token_times_s=tuple(time_s + 5.0 for time_s in rounds[1].token_times_s))
+    assert report([rounds[0], late, rounds[2], other], 10.0).attainment == 0.5
+    assert report([rounds[0], late, rounds[2], other], 10.0, fates=False).attainment == 0.75
 
 
 def test_best_effort_is_in_none() -> None:

@@ -1,0 +1,235 @@
+"""What workers can do by when, and what they have promised to have done: demand bounds on a grid of deadlines.
+
+By a time ``t`` the decoder that owes most owes ``rounds`` tokens, so there are that many iterations (fewer where drafts
+are seen to make more of one) and one more that ends at ``t``, and in each of them every decoder takes part. What is
+left of them is the lane's budget for prompts (:mod:`admission.budget` says the same in plain Python). A set of prompts
+is in time if at each deadline the work due by then is within the budget. A prompt that is placed adds work from its
+deadline on, and after it a decoder.
+
+Compiled. Times are ticks from now (:data:`TICKS` a second), work is in tokens.
+"""
+
+# Elements of arrays are Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from admission.jit import compiled
+from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, tokens_in
+
+TICKS = 1e6
+
+MOST_DEADLINES = 64
+"""Deadlines of held requests on the grid; of more, each counts as the one before it that is."""
+
+_STEPS = np.round(0.015 * 1.15 ** np.arange(36) * TICKS)
+"""Times on every grid, so that it is known when a prompt will end and not only that it is in time."""
+
+
+class Timeline(NamedTuple):
+    """By lane and time of the grid. ``budget`` never falls over time; ``work`` is what prompts due by then need.
+
+    ``rounds`` are tokens of the decoder that owes most, ``decoders`` and their ``context`` count with those to come.
+    ``offset_s`` is when a prompt that is sent now can begin, ``slack_s`` how soon the first decoder's token is due.
+    """
+
+    times: Floats
+    rounds: Floats
+    decoders: Floats
+    context: Floats
+    budget: Floats
+    work: Floats
+    offset_s: Floats
+    slack_s: Floats
+
+
+def grid(deadlines: Floats, kept: Floats) -> Floats:
+    """Ascending times that hold all of ``kept`` and up to :data:`MOST_DEADLINES` of the deadlines, in ticks."""
+    unique = np.unique(deadlines)
+    if len(unique) > MOST_DEADLINES:
+        unique = unique[np.linspace(0, len(unique) - 1, MOST_DEADLINES).round().astype(np.int64)]
+    last = max(float(unique[-1]) if len(unique) else 0.0, float(kept.max()) if len(kept) else 0.0)
+    return np.unique(np.concatenate((unique, kept[kept > 0], _STEPS[last > _STEPS])))
+
+
+@compiled
+def timeline(
+    fleet: Fleet, load: Load, lane_of: Ints, slack: Floats, tpot: Floats, late_s: float, times: Floats
+) -> Timeline:
+    """Of what decodes now; decoders are sorted by lane and TPOT.
+
+    A prompt that can't be on a worker within ``late_s`` misses the batch that begins before.
+    """
+    lanes, count = load.decoders.shape[0], times.shape[0]
+    shape = (lanes, count)
+    out = Timeline(
+        times, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(lanes),
+        np.full(lanes, math.inf),
+    )  # fmt: skip
+    begin = 0
+    for lane in range(lanes):
+        while begin < lane_of.shape[0] and lane_of[begin] == lane:
+            end, first = begin, math.inf
+            while end < lane_of.shape[0] and lane_of[end] == lane and tpot[end] == tpot[begin]:
+                first = min(first, slack[end])
+                end += 1
+            for h in range(count):
+                out.rounds[lane, h] = max(out.rounds[lane, h], _owed(times[h], first, tpot[begin]))
+            out.slack_s[lane] = min(out.slack_s[lane], first / TICKS)
+            begin = end
+        out.decoders[lane] = load.decoders[lane]
+        out.context[lane] = load.context[lane]
+        out.offset_s[lane] = fleet.ready_s[lane] + (load.first_s[lane] if fleet.ready_s[lane] <= late_s else 0.0)
+        _refill(fleet, out, lane)
+    return out
+
+
+@compiled
+def _owed(time: float, slack: float, tpot: float) -> float:
+    """Tokens that a decoder owes by then."""
+    return math.floor((time - slack) / tpot) + 1.0 if time >= slack else 0.0
+
+
+@compiled
+def budget_of(fleet: Fleet, lane: int, seconds: float, rounds: float, decoders: float, context: float) -> float:
+    """Prompt tokens of at least ``rounds`` iterations and one within so many seconds, each with all decoders."""
+    extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * context
+    iterations, most = rounds / fleet.made[lane] + 1, math.inf
+    for piece in range(fleet.k_token.shape[1]):
+        k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
+        left_s = seconds - iterations * base_s
+        if k_token > 0:
+            most = min(most, left_s / k_token - iterations * (decoders + 1))
+        elif left_s < 0:
+            most = -math.inf
+        per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
+        if per_token_s > 0:
+            most = min(most, (seconds - k_token * decoders) / per_token_s)
+    return most
+
+
+@compiled
+def _refill(fleet: Fleet, line: Timeline, lane: int) -> None:
+    """Compute a lane's budget anew."""
+    best = -math.inf
+    for h in range(line.times.shape[0]):
+        best = max(
+            best, _budget_at(fleet, line, lane, h, line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h])
+        )
+        line.budget[lane, h] = best
+
+
+@compiled
+def _budget_at(
+    fleet: Fleet, line: Timeline, lane: int, h: int, rounds: float, decoders: float, context: float
+) -> float:
+    return budget_of(fleet, lane, line.times[h] / TICKS - line.offset_s[lane], rounds, decoders, context)
+
+
+@compiled
+def column_of(line: Timeline, due: float) -> int:
+    """The last time of the grid that is not after ``due``; -1 if there is none."""
+    low, high = 0, line.times.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if line.times[middle] <= due:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@compiled
+def add_work(line: Timeline, lane: int, due: float, work: float) -> None:
+    """A prompt on the lane, due then (or late already)."""
+    for h in range(max(0, column_of(line, due)), line.times.shape[0]):
+        line.work[lane, h] += work
+
+
+@compiled
+def add_decoder(fleet: Fleet, line: Timeline, lane: int, due: float, tpot: float, context: float) -> None:
+    """A decoder whose first token is due then."""
+    for h in range(line.times.shape[0]):
+        if line.times[h] > due:
+            line.rounds[lane, h] = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
+            line.decoders[lane, h] += 1
+            line.context[lane, h] += context
+    _refill(fleet, line, lane)
+
+
+@compiled
+def stays_in_time(
+    fleet: Fleet, line: Timeline, lane: int, column: int, work: float, due: float, tpot: float, context: float
+) -> bool:
+    """Whether all of the lane's prompts are in time with this one from ``column`` on, and with its decoder.
+
+    No work: it is prefilled elsewhere. An infinite TPOT: it is decoded elsewhere. A prompt that is late anyhow forbids
+    nothing that is due after it.
+    """
+    best = -math.inf
+    for h in range(line.times.shape[0]):
+        rounds, decoders, held = line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h]
+        if line.times[h] > due and tpot < math.inf:
+            rounds = max(rounds, math.floor((line.times[h] - due) / tpot))
+            decoders += 1
+            held += context
+        best = max(best, _budget_at(fleet, line, lane, h, rounds, decoders, held))
+        more = work if h >= column else 0.0
+        if line.work[lane, h] + more > best and (more > 0 or line.work[lane, h] <= line.budget[lane, h]):
+            return False
+    return True
+
+
+@compiled
+def ends_s(fleet: Fleet, line: Timeline, lane: int, column: int, work: float) -> float:
+    """When the lane is through so much work and what is due before it, in seconds; infinite if after ``column``."""
+    need = line.work[lane, column] + work
+    if need > line.budget[lane, column]:
+        return math.inf
+    low, high = 0, column
+    while low < high:
+        middle = (low + high) // 2
+        if line.budget[lane, middle] >= need:
+            high = middle
+        else:
+            low = middle + 1
+    begin_s = line.times[low - 1] / TICKS if low > 0 else 0.0
+    return min(line.times[low] / TICKS, max(begin_s, line.offset_s[lane] + _seconds_of(fleet, line, lane, low, need)))
+
+
+@compiled
+def _seconds_of(fleet: Fleet, line: Timeline, lane: int, h: int, work: float) -> float:
+    """The inverse of :func:`budget_of`, with the rounds and decoders of a time of the grid."""
+    decoders, longest_s = line.decoders[lane, h], 0.0
+    extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * line.context[lane, h]
+    iterations = line.rounds[lane, h] / fleet.made[lane] + 1
+    for piece in range(fleet.k_token.shape[1]):
+        k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
+        longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations * (decoders + 1)))
+        per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
+        longest_s = max(longest_s, per_token_s * work + k_token * decoders)
+    return longest_s
+
+
+@compiled
+def shared(line: Timeline, usable: Bools) -> Floats:
+    """What all usable lanes have left by each time; never more than at any later one."""
+    total = np.zeros(line.times.shape[0])
+    for lane in range(usable.shape[0]):
+        if usable[lane]:
+            for h in range(total.shape[0]):
+                total[h] += max(0.0, line.budget[lane, h] - line.work[lane, h])
+    for h in range(total.shape[0] - 2, -1, -1):
+        total[h] = min(total[h], total[h + 1])
+    return total
+
+
+@compiled
+def next_chunk(fleet: Fleet, load: Load, line: Timeline, lane: int) -> float:
+    """Prompt tokens of the lane's next iteration, which ends when the first decoder's token is due."""
+    room_s = max(line.slack_s[lane] - fleet.ready_s[lane], load.first_s[lane])
+    most = min(fleet.max_batch[lane], tokens_in(fleet, lane, min(room_s, fleet.longest_s[lane]), load.extra_s[lane]))
+    return max(1.0, most - load.decoders[lane])
