@@ -34,6 +34,8 @@ from common.errors import WorkloadError
 WARM_UP_S = 5.0
 WARM_UP_SEED = 800_001
 TUNING_SEED = 70_001
+TUNING_RATES = (1.0, 1.5)
+"""Of the rate asked for, or expected to hold: at what all budgets hold, none is seen to be better."""
 SAMPLE_SEED = 900_001
 SAMPLE_S = 100.0
 DECODE_TOGETHER = 8
@@ -186,12 +188,15 @@ class RealMode:
         workload = _workload(case)
         if workload not in self._chunks:
             self._stop()
-            tuning = replace(case, spec=replace(case.spec, seconds=self.options.tune_s))
-            half = tuning.at(self.start_rate(case) * 1.1 / ENGINES, TUNING_SEED)
-            items, objectives = half.items(), self.objectives(case)
-            load = Load(items, objectives.slos(items), TUNING_SEED, drain_s=10.0)
-            self._chunks[workload] = self._runner.run(best_chunk(self.model, load, CHUNKS, self._folder / "sweep"))
+            rate = case.spec.rate if self.options.stop_below is None else self.start_rate(case)
+            loads = [self._tuning_load(case, rate * times / ENGINES) for times in TUNING_RATES]
+            self._chunks[workload] = self._runner.run(best_chunk(self.model, loads, CHUNKS, self._folder / "sweep"))
         return self._chunks[workload]
+
+    def _tuning_load(self, case: Case, rate: float) -> Load:
+        seconds = self.options.tune_s / len(TUNING_RATES)
+        items = replace(case, spec=replace(case.spec, seconds=seconds)).at(rate, TUNING_SEED).items()
+        return Load(items, self.objectives(case).slos(items), TUNING_SEED, drain_s=10.0)
 
     def _system(self, setup: Setup, objectives: Objectives) -> System:
         if self._running is not None and self._running[0] == setup:

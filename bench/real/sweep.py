@@ -23,12 +23,12 @@ class Tried:
     met: float
 
 
-async def best_chunk(model: str, load: Load, chunks: Sequence[int], folder: Path) -> int:
-    """The budget under which most requests of the load meet their SLO on one server; the larger of equals."""
+async def best_chunk(model: str, loads: Sequence[Load], chunks: Sequence[int], folder: Path) -> int:
+    """The budget under which most requests of all loads meet their SLO on one server; the larger of equals."""
     tried: list[Tried] = []
     middle = len(chunks) // 2
     for pair in zip(chunks[:middle], chunks[middle:], strict=True):
-        tried += await _pair(model, load, pair, folder)
+        tried += await _pair(model, loads, pair, folder)
     say("chunk sweep: " + ", ".join(f"{one.chunk}: {one.met:.3f}" for one in sorted(tried, key=lambda one: one.chunk)))
     return best(tried)
 
@@ -38,17 +38,21 @@ def best(tried: Sequence[Tried]) -> int:
     return max(tried, key=lambda one: (one.met, one.chunk)).chunk
 
 
-async def _pair(model: str, load: Load, chunks: Sequence[int], folder: Path) -> list[Tried]:
+async def _pair(model: str, loads: Sequence[Load], chunks: Sequence[int], folder: Path) -> list[Tried]:
     servers = await start_all([ServerOptions(model, chunk, MAX_SEQS) for chunk in chunks], folder)
     try:
         backends = [Stock(RoundRobin([server.url]), model, [server.url]) for server in servers]
-        shares = await asyncio.gather(*(_met(load, backend) for backend in backends))
+        shares = await asyncio.gather(*(_met(loads, backend) for backend in backends))
     finally:
         stop_all(servers)
     return [Tried(chunk, met) for chunk, met in zip(chunks, shares, strict=True)]
 
 
-async def _met(load: Load, backend: Backend) -> float:
-    await probe(backend)
-    sent = await play(load, backend)
-    return sum(one.outcome(backend.promises).met() for one in sent) / len(sent)
+async def _met(loads: Sequence[Load], backend: Backend) -> float:
+    met = requests = 0
+    for load in loads:
+        await probe(backend)
+        sent = await play(load, backend)
+        met += sum(one.outcome(backend.promises).met() for one in sent)
+        requests += len(sent)
+    return met / requests
