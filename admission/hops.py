@@ -1,16 +1,17 @@
 """How much later first tokens come than the engines' models say: queues, processes and a busy machine, measured.
 
-A promise that ignores this is broken by the first hop. The estimate is a high quantile of what was seen lately, so
-that promises hold for most requests; without recent requests it is the configured floor.
+A promise that ignores this is broken by the first hop. The estimate is the median of what was seen lately: what is
+late beyond that is noise of the engines, which ``plan_margin`` is for, and would defer all short prompts if it counted
+as a hop. Without recent requests it is the configured floor.
 """
 
 from collections import deque
 
 WINDOW_S = 30.0
 SAMPLES = 128
-QUANTILE = 0.9
-PRIOR = 9
-"""The floor counts as so many samples: one slow start does not take everybody's promises away."""
+QUANTILE = 0.5
+PRIOR = 4
+"""The floor counts as so many samples: a few slow starts do not take everybody's promises away."""
 MOST_S = 2.0
 
 
