@@ -41,7 +41,8 @@ class Columns:
 
 
 class Fleet(Columns):
-    """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece; ``kv`` in tokens.
+    """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece (there are
+    ``pieces``); ``kv`` in tokens.
 
     ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes. ``step_s`` is the measured pace of a
     decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV.
@@ -49,6 +50,7 @@ class Fleet(Columns):
 
     k_token: Floats
     base: Floats
+    pieces: Ints
     k_seq: Floats
     k_kv: Floats
     attention: Floats
@@ -161,6 +163,7 @@ def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest
     return (
         k_token,
         tuple(piece.base * stretch for piece in pieces),
+        min(PIECES, len(latency.pieces)),
         latency.k_seq * stretch,
         latency.k_kv * stretch,
         latency.k_attn * stretch / max(k_token),
@@ -185,7 +188,7 @@ def lane_numbers(names: Mapping[str, int], lanes: Mapping[str, int]) -> Ints:
 def batch_s(fleet: Fleet, lane: int, tokens: float, extra_s: float) -> float:
     """Length of an iteration of that many tokens, decoders' included."""
     longest = 0.0
-    for piece in range(fleet.k_token.shape[1]):
+    for piece in range(fleet.pieces[lane]):
         longest = max(longest, fleet.k_token[lane, piece] * tokens + fleet.base[lane, piece])
     return longest + extra_s
 
@@ -194,7 +197,7 @@ def batch_s(fleet: Fleet, lane: int, tokens: float, extra_s: float) -> float:
 def tokens_in(fleet: Fleet, lane: int, seconds: float, extra_s: float) -> float:
     """Most tokens of an iteration of at most ``seconds``; negative if not even an empty one is as short."""
     most = math.inf
-    for piece in range(fleet.k_token.shape[1]):
+    for piece in range(fleet.pieces[lane]):
         room = seconds - extra_s - fleet.base[lane, piece]
         if fleet.k_token[lane, piece] > 0:
             most = min(most, room / fleet.k_token[lane, piece])

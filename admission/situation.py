@@ -27,7 +27,7 @@ from admission.options import PlannerOptions
 from admission.plan import ClusterState, Held
 from admission.request_arrays import QUEUE, Queue
 from admission.table import Names, table_of
-from admission.timeline import TICKS, Timeline, add_work, grid, timeline
+from admission.timeline import TICKS, Timeline, add_prompts, grid, timeline
 
 MAX_TICKS = 1e12
 """Deadlines further ahead are all the same."""
@@ -100,15 +100,15 @@ def situation(
     by = np.argsort(lane[:count] * 2.0**41 + tpot[:count])
     times = grid(_ticks(queue["due_s"]), np.minimum(prompts[1][:sent], MAX_TICKS))
     line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
-    for at, due, work in zip(*(column[:sent] for column in prompts), strict=True):
-        add_work(line, at, due, work)
+    add_prompts(line, prompts[0][:sent], prompts[1][:sent], prompts[2][:sent])
     return Situation(lanes, stretch, fleet, load, line, rows.tables, queue, zero_load_s(queue, fleet, options.elastic))
 
 
 def _ticks(due_s: Floats) -> Floats:
     """Deadlines that are ahead."""
     ahead = due_s[(due_s > 0) & np.isfinite(due_s)]
-    return np.minimum(np.floor(ahead * TICKS), MAX_TICKS)
+    ticks: Floats = np.minimum(np.floor(ahead * TICKS), MAX_TICKS)
+    return ticks
 
 
 def _queue(
@@ -159,7 +159,7 @@ def zero_load_s(queue: Queue, fleet: Fleet, elastic: bool) -> Floats:
         limit = fleet.max_batch[lane]
         extra_s = fleet.k_seq[lane]
         full_s = 0.0
-        for piece in range(fleet.k_token.shape[1]):
+        for piece in range(fleet.pieces[lane]):
             full_s = max(full_s, fleet.k_token[lane, piece] * limit + fleet.base[lane, piece] + extra_s)
         for i in range(out.shape[0]):
             tokens = queue.tokens[i]

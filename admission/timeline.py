@@ -22,10 +22,10 @@ from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, tokens_in
 
 TICKS = 1e6
 
-MOST_DEADLINES = 64
+MOST_DEADLINES = 48
 """Deadlines of held requests on the grid; of more, each counts as the one before it that is."""
 
-_STEPS = np.round(0.015 * 1.15 ** np.arange(36) * TICKS)
+_STEPS = np.round(0.015 * 1.2 ** np.arange(28) * TICKS)
 """Times on every grid, so that it is known when a prompt will end and not only that it is in time."""
 
 
@@ -98,7 +98,7 @@ def budget_of(fleet: Fleet, lane: int, seconds: float, rounds: float, decoders: 
     """Prompt tokens of at least ``rounds`` iterations and one within so many seconds, each with all decoders."""
     extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * context
     iterations, most = rounds / fleet.made[lane] + 1, math.inf
-    for piece in range(fleet.k_token.shape[1]):
+    for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
         left_s = seconds - iterations * base_s
         if k_token > 0:
@@ -147,6 +147,13 @@ def add_work(line: Timeline, lane: int, due: float, work: float) -> None:
     """A prompt on the lane, due then (or late already)."""
     for h in range(max(0, column_of(line, due)), line.times.shape[0]):
         line.work[lane, h] += work
+
+
+@compiled
+def add_prompts(line: Timeline, lanes: Ints, due: Floats, work: Floats) -> None:
+    """Prompts that are on the lanes already."""
+    for k in range(lanes.shape[0]):
+        add_work(line, lanes[k], due[k], work[k])
 
 
 @compiled
@@ -206,7 +213,7 @@ def _seconds_of(fleet: Fleet, line: Timeline, lane: int, h: int, work: float) ->
     decoders, longest_s = line.decoders[lane, h], 0.0
     extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * line.context[lane, h]
     iterations = line.rounds[lane, h] / fleet.made[lane] + 1
-    for piece in range(fleet.k_token.shape[1]):
+    for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
         longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations * (decoders + 1)))
         per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)

@@ -11,7 +11,6 @@ from bench.workloads import Item
 from common.messages import Verdict
 from common.slo import Objective
 
-
 SESSIONS = count()
 
 
