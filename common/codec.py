@@ -1,7 +1,8 @@
 """msgpack on the wire, typed dataclasses in the code, nothing in between.
 
 A message is ``[SCHEMA_VERSION, tag, field, field, ...]``. Types are checked while decoding, from the
-dataclass's own annotations; token ids travel as one little-endian uint32 blob. There is no pickle.
+dataclass's own annotations; token ids travel as one little-endian uint32 blob. There is no pickle. Last fields that
+have defaults may be missing: that is how a message grows and old ones stay readable.
 """
 
 import sys
@@ -9,7 +10,7 @@ import types
 import typing
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -113,12 +114,14 @@ def _decoder(cls: type) -> Convert:
     if cls not in _decoders:
         hints = typing.get_type_hints(cls)
         parts = [(field.name, _from_wire(hints[field.name])) for field in fields(cls)]
+        fewest = sum(field.default is MISSING and field.default_factory is MISSING for field in fields(cls))
 
         def build(raw: Any) -> Any:
-            if not isinstance(raw, list) or len(raw) != len(parts):
-                raise CodecError(f"{cls.__name__} needs {len(parts)} fields")
+            if not isinstance(raw, list) or not fewest <= len(raw) <= len(parts):
+                needed = f"{fewest} to {len(parts)}" if fewest < len(parts) else f"{fewest}"
+                raise CodecError(f"{cls.__name__} needs {needed} fields")
             values = []
-            for (name, convert), item in zip(parts, raw, strict=True):
+            for (name, convert), item in zip(parts, raw, strict=False):
                 try:
                     values.append(convert(item))
                 except CodecError as error:

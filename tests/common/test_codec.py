@@ -173,6 +173,15 @@ def test_a_missing_field_is_an_error() -> None:
         decode(msgpack.packb([SCHEMA_VERSION, "Cancel", ["r", 1]]), Cancel)
 
 
+def test_last_fields_that_an_older_build_did_not_have_are_their_defaults() -> None:
+    body = msgpack.unpackb(encode(Frame("r", 1, 0, (), 1.0, End(State.DONE, "stop"), {"ms": 1.0})))[2]
+    old = decode(msgpack.packb([SCHEMA_VERSION, "Frame", body[:5]]), Frame)
+    assert old == Frame("r", 1, 0, (), 1.0)
+    for wrong in (body[:4], [*body, 1]):
+        with pytest.raises(CodecError, match="Frame needs 5 to 7 fields"):
+            decode(msgpack.packb([SCHEMA_VERSION, "Frame", wrong]), Frame)
+
+
 def test_a_boolean_is_no_number() -> None:
     with pytest.raises(CodecError, match="expected int, got bool"):
         decode(msgpack.packb([SCHEMA_VERSION, "Cancel", ["r", True, "why"]]), Cancel)
