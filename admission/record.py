@@ -41,7 +41,7 @@ class SurvivalEntry:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEntry:
-    """A :class:`Worker`; its stages in order, as sets have none."""
+    """A :class:`Worker`; its stages in order, as sets have none. New fields come last, with what old logs mean."""
 
     id: str
     prefers: Stage
@@ -56,6 +56,8 @@ class WorkerEntry:
     fingerprint: str
     step_s: float
     busy_until_s: float
+    draft_tokens: float = 1.0
+    pull_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

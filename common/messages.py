@@ -271,6 +271,9 @@ class WorkerState:
 
     ``fingerprint`` names everything that must be equal for KV to be exchanged (model, engine version, block
     size, dtype). ``latency`` is the worker's present latency model, ``address`` where peers reach its KV.
+
+    ``pull_s_per_token`` is how many seconds it was seen to take to pull the KV of a token (0: not known yet), and
+    ``draft_tokens`` how many tokens a decoder was seen to make of an iteration in which it has drafts (1: without any).
     """
 
     id: str
@@ -297,6 +300,8 @@ class WorkerState:
     beat_s: float
     address: Mapping[str, Any] = field(default_factory=dict)
     known: bool = False
+    pull_s_per_token: float = 0.0
+    draft_tokens: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

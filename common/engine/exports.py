@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.latency_model import LatencyModel, Piece
 
-_STATE = struct.Struct("<Q11d")
+_STATE = struct.Struct("<Q12d")
 _HEAD = struct.Struct("<Q")
 _EVENT = struct.Struct("<QQQ6d")
 _HEAD_AT = _STATE.size
@@ -53,7 +53,8 @@ class CoreState:
     """The engine core as of its last step; ``held`` are finished requests whose KV waits to be pulled.
 
     ``policy_errors`` counts steps that stock vLLM scheduled because the batch policy failed, ``preempted`` what the
-    policy has preempted, and ``plan_s`` is how long it took last.
+    policy has preempted, and ``plan_s`` is how long it took last. ``draft_tokens`` is how many tokens verifying drafts
+    gives, a faded mean; 0 if the scheduler doesn't say.
     """
 
     running: float = 0
@@ -67,6 +68,7 @@ class CoreState:
     policy_errors: float = 0
     preempted: float = 0
     plan_s: float = 0
+    draft_tokens: float = 0
 
 
 @dataclass(frozen=True, slots=True)

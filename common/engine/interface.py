@@ -87,7 +87,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine is doing now; ``policy_errors`` counts steps that were formed without the batch policy."""
+    """What an engine is doing now; ``policy_errors`` counts steps that were formed without the batch policy.
+
+    ``draft_tokens`` is how many tokens a decoder was seen to make of an iteration in which it has drafts, 1 where none
+    were verified.
+    """
 
     running: int
     running_tokens: int
@@ -97,6 +101,7 @@ class Load:
     step_ms: float
     latency: LatencyModel
     policy_errors: int = 0
+    draft_tokens: float = 1.0
 
 
 class Engine(Protocol):

@@ -165,6 +165,7 @@ class VllmEngine:
             step_ms=state.step_s * 1e3,
             latency=self.latency,
             policy_errors=int(state.policy_errors),
+            draft_tokens=max(1.0, state.draft_tokens),
         )
 
     def take_samples(self) -> list[StepSample]:

@@ -261,7 +261,8 @@ class Planned(Drafting):
             _log.exception("the batch policy failed, vLLM schedules this step")
 
     def _exports(self) -> dict[str, float]:
-        return {"policy_errors": self._errors, "preempted": self._preempted, "plan_s": self._plan_s}
+        own = {"policy_errors": self._errors, "preempted": self._preempted, "plan_s": self._plan_s}
+        return {**super()._exports(), **own}
 
     _plan_s = 0.0
 

@@ -21,6 +21,8 @@ from common.speculation import Acceptance, Tier, draft_lengths, warm_up
 _REPLAN_STEPS = 4
 _TRY_EVERY = 16
 """Of so many plans one tries another length, or what it would cost and gain would never be learned."""
+_VERIFICATION_SHARE = 0.02
+"""What one verification counts for in how many tokens they give."""
 
 
 class Drafting(Observed):
@@ -36,6 +38,7 @@ class Drafting(Observed):
         self._drafts_planned: tuple[Any, ...] = ()
         self._plans = self._steps = 0
         self._drafted_before = -1
+        self._draft_tokens = 1.0
         super().__init__(*args, **kwargs)
         if self.num_spec_tokens:  # type: ignore[attr-defined]
             # A lookup, even a constant one, keeps vLLM from padding first decodes with drafts that nobody proposed.
@@ -66,6 +69,10 @@ class Drafting(Observed):
         if drafted:
             known = self._acceptance.get(promise.tier, Acceptance())
             self._acceptance[promise.tier] = known.observe(drafted, accepted)
+            self._draft_tokens += _VERIFICATION_SHARE * (1 + accepted - self._draft_tokens)
+
+    def _exports(self) -> dict[str, float]:
+        return {**super()._exports(), "draft_tokens": self._draft_tokens}
 
     def _measured(self, batch: tuple[float, ...], seconds: float) -> None:
         """Learn what drafting costs, from decode steps that verify as many drafts as they propose."""

@@ -23,6 +23,7 @@ from common.worker import report
 from common.worker.calibrating import Calibrator, Profiles
 from common.worker.job import WorkJob
 from common.worker.outbox import Outbox
+from common.worker.pulls import PullPace
 
 log = get_logger(__name__)
 
@@ -71,6 +72,7 @@ class WorkerHost:
         self._jobs: dict[str, tuple[WorkJob, asyncio.Task[None]]] = {}
         self._kept: dict[str, HandOff] = {}
         self._met: set[str] = set()
+        self._pulls = PullPace()
         self._draining = False
         self._beaten = False
         self._known = False
@@ -183,6 +185,8 @@ class WorkerHost:
             beat_s=self._clock(),
             address=self._engine.address(),
             known=self._known,
+            pull_s_per_token=self._pulls.s_per_token,
+            draft_tokens=load.draft_tokens,
         )
 
     async def _meet_loop(self) -> None:
@@ -276,6 +280,8 @@ class WorkerHost:
             job.fail("worker_error", str(error))
         finally:
             report.job(job, self.id, self._clock())
+            if job.pulled_s is not None and job.work.hand_off is not None:
+                self._pulls.observe(job.pulled_s, job.work.hand_off.tokens)
             if job.times.dropped_hand_off and job.work.hand_off is not None:
                 await self._give_up(job.work)
 

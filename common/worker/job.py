@@ -57,6 +57,14 @@ class WorkJob:
         """Whether the request is kept to its end, with no hand-off after the first token."""
         return self.stage is Stage.DECODE or self.work.decision.decode_worker == self._worker
 
+    @property
+    def pulled_s(self) -> float | None:
+        """How long its hand-off took to be pulled, None if none was."""
+        notes = self.times.notes
+        if self.work.hand_off is None or "recomputed" in notes or "kv_transfer_ms" not in notes:
+            return None
+        return notes["kv_transfer_ms"] / 1e3
+
     async def run(self) -> Work | None:
         """Generate and emit; returns the work to hand off, None when the request has ended here."""
         hand_off = self._usable_hand_off()

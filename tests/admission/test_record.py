@@ -1,21 +1,23 @@
 """The log of plans and its replay."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from admission.memory import SurvivalLearner
-from admission.plan import Plan
+from admission.plan import Plan, Worker
 from admission.policies.ours import Ours
-from admission.record import PlanLog, read_log, replay
+from admission.record import PlanEntry, PlanLog, WorkerEntry, read_log, replay
 from common.errors import CodecError
+from common.messages import Stage
 from tests.admission.follower import Follower
 from tests.admission.test_promises import MODELS, fleet, workload
-from tests.factories import make_held, make_state
+from tests.factories import make_held, make_state, make_worker
 
 NOW_S = 100.0
 
@@ -56,13 +58,38 @@ def test_a_replay_names_the_decision_that_differs(tmp_path: Path) -> None:
     assert differences[0].logged is not None
 
 
+def measured_fleet() -> dict[str, Worker]:
+    """Workers that have measured something."""
+    measured = {"fingerprint": "f", "step_s": 0.01, "draft_tokens": 2.5, "pull_s": 2e-5, "busy_until_s": NOW_S + 0.001}
+    fleet = [make_worker(id="p", **measured), make_worker(id="d", prefers=Stage.DECODE, **measured)]
+    return {worker.id: worker for worker in fleet}
+
+
+def test_every_field_of_a_worker_has_its_place() -> None:
+    assert {field.name for field in fields(WorkerEntry)} == {field.name for field in fields(Worker)}
+
+
+def test_a_log_from_before_pulls_and_drafts_were_measured_is_read_as_without(tmp_path: Path) -> None:
+    a_plan(tmp_path / "log")
+    data = (tmp_path / "log").read_bytes()
+    version, tag, body = msgpack.unpackb(data[4:])
+    at = [field.name for field in fields(PlanEntry)].index("workers")
+    body[at] = [worker[:-2] for worker in body[at]]
+    old = msgpack.packb([version, tag, body])
+    (tmp_path / "log").write_bytes(len(old).to_bytes(4, "little") + old)
+    [(_, state)] = read_log(tmp_path / "log")
+    assert [(worker.draft_tokens, worker.pull_s) for worker in state.workers.values()] == [(1.0, 0.0)] * 2
+    assert list(replay(tmp_path / "log")) == []
+
+
 def test_what_is_read_is_what_was_planned(tmp_path: Path) -> None:
-    state = make_state([make_held()])
+    state = make_state([make_held()], workers=measured_fleet())
     log = PlanLog(tmp_path / "log", "ours")
     log.add(state, NOW_S, Ours().plan(state, NOW_S))
     log.close()
     [(_, read)] = read_log(tmp_path / "log")
     assert read == replace(state, held=tuple(state.held), running=())
+    assert list(replay(tmp_path / "log")) == []
 
 
 def test_the_log_is_bounded_and_each_file_can_be_replayed(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from common.bus.interface import START
 from common.bus.memory import MemoryBus
 from common.engine.simulated import KvRegistry, SimulatedEngine
-from common.messages import Cancel, Decision, End, HandOff, Sampling, Stage, State, Verdict, Work
+from common.messages import Cancel, Decision, End, HandOff, Sampling, Stage, State, Verdict, Work, WorkerState
 from common.settings import Settings
 from common.worker.host import WorkerHost, WorkerLost, stages
+from common.worker.job import WorkJob
 from tests.factories import make_request
 from tests.pipeline import QUICK, quick_settings, until
 
@@ -82,6 +83,44 @@ async def test_a_request_placed_on_one_worker_stays_there() -> None:
     record = await bench.bus.record(work.request.id)
     assert record is not None
     assert "decode_taken_s" not in record.notes
+    await bench.close()
+
+
+async def test_a_heartbeat_tells_how_long_kv_takes_to_be_pulled_by_those_who_pulled() -> None:
+    bench = Bench()
+    await bench.start()
+    producer, consumer = (bench.hosts[stage].id for stage in Stage)
+    for _ in range(3):
+        work = await bench.dispatch(producer, consumer)
+        await bench.ended(work.request.id)
+    expected = pytest.approx(bench.engines[Stage.DECODE].transfer_s / len(work.request.prompt))
+    states: dict[str, WorkerState | None] = {}
+
+    async def told(name: str) -> float:
+        states.update(await bench.bus.workers())
+        state = states[name]
+        assert state is not None
+        return state.pull_s_per_token
+
+    async with asyncio.timeout(10):
+        while not await told(consumer):
+            await asyncio.sleep(0.002)
+    assert await told(consumer) == expected
+    assert await told(producer) == 0
+    await bench.close()
+
+
+async def test_kv_that_was_computed_again_is_no_pull() -> None:
+    bench = Bench()
+    await bench.start()
+    host = bench.hosts[Stage.DECODE]
+    work = await bench.dispatch(host.id, host.id)
+    now_s = time.time()
+    lost = HandOff("gone", {"key": "unknown"}, 100, now_s, now_s + 30.0)
+    job = WorkJob(replace(work, hand_off=lost), Stage.DECODE, host.id, bench.engines[Stage.DECODE], host._outbox)
+    await job.run()
+    assert job.times.notes["recomputed"] == 1.0
+    assert job.pulled_s is None
     await bench.close()
 
 
