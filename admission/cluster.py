@@ -21,11 +21,14 @@ class Cluster:
         self._running = RunningTable()
         self._attempts: dict[str, int] = {}
         self._lengths = SurvivalLearner()
+        self._stepped_s: dict[str, float] = {}
 
     @property
     def workers(self) -> dict[str, Worker]:
         """Workers that may get work, by id."""
-        return {state.id: _worker(state) for state in self._states.values() if state.ready and not state.draining}
+        stepped_s = self._stepped_s
+        ready = [state for state in self._states.values() if state.ready and not state.draining]
+        return {state.id: _worker(state, stepped_s.get(state.id, 0.0)) for state in ready}
 
     @property
     def states(self) -> Mapping[str, WorkerState]:
@@ -45,6 +48,7 @@ class Cluster:
     def beat(self, states: Mapping[str, WorkerState | None]) -> list[str]:
         """Take in heartbeats; returns the workers that have fallen silent."""
         self._states = {name: state for name, state in states.items() if state is not None}
+        self._stepped_s = {name: time_s for name, time_s in self._stepped_s.items() if name in self._states}
         return [name for name, state in states.items() if state is None]
 
     def dispatched(self, held: Held, decision: Decision, attempt: int) -> None:
@@ -102,7 +106,11 @@ class Cluster:
         self._running.put(running)
 
     def progressed(self, progress: Progress) -> Running | None:
-        """A first token or an end; returns the request if it has ended. An older attempt's is ignored."""
+        """A first token or an end; returns the request if it has ended. An older attempt's is ignored.
+
+        Either came when an iteration of its worker ended.
+        """
+        self._stepped_s[progress.worker] = max(progress.time_s, self._stepped_s.get(progress.worker, 0.0))
         running = self._running.get(progress.id)
         if running is None or self._attempts.get(progress.id) != progress.attempt:
             return None
@@ -131,11 +139,12 @@ class Cluster:
     def clear(self) -> None:
         """Forget everything; a new leader reads it again."""
         self._states.clear()
+        self._stepped_s.clear()
         self._running.clear()
         self._attempts.clear()
 
 
-def _worker(state: WorkerState) -> Worker:
+def _worker(state: WorkerState, stepped_s: float) -> Worker:
     return Worker(
         id=state.id,
         prefers=state.prefers,
@@ -151,4 +160,5 @@ def _worker(state: WorkerState) -> Worker:
         step_s=state.step_ms / 1e3,
         draft_tokens=state.draft_tokens,
         pull_s=state.pull_s_per_token,
+        stepped_s=stepped_s,
     )

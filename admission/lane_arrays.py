@@ -45,7 +45,8 @@ class Fleet(Columns):
     ``pieces``); ``kv`` in tokens.
 
     ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes. ``step_s`` is the measured pace of a
-    decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV.
+    decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV. The
+    present iteration ends in ``ready_s``; where that is unknown, one was seen to end ``since_s`` ago (negative: never).
     """
 
     k_token: Floats
@@ -68,6 +69,7 @@ class Fleet(Columns):
     made: Floats
     pull_s: Floats
     ready_s: Floats
+    since_s: Floats
 
 
 class Load(Columns):
@@ -148,6 +150,7 @@ def fleet_of(
                 1 + draft_trust * (worker.draft_tokens - 1),
                 worker.pull_s,
                 max(0.0, worker.busy_until_s - now_s),
+                now_s - worker.stepped_s if worker.stepped_s > 0 and worker.busy_until_s == 0 else -1.0,
             )
         )
     return cast(Fleet, np.array(rows, dtype=FLEET))
@@ -235,6 +238,17 @@ def refresh(fleet: Fleet, load: Load, lane: int) -> None:
     load.full_s[lane] = batch_s(fleet, lane, chunk + decoders, extra_s)
     load.first_s[lane] = batch_s(fleet, lane, float(decoders), extra_s) if decoders else 0.0
     load.end_s[lane] = ends_after(fleet, load, lane, 0.0)
+
+
+@compiled
+def expect_ends(fleet: Fleet, load: Load) -> None:
+    """Estimate when the present iterations end that nobody has told of: they follow each other since one was seen."""
+    for lane in range(fleet.kind.shape[0]):
+        tokens = min(load.sent[lane], load.chunk[lane]) + load.decoders[lane]
+        if fleet.since_s[lane] >= 0 and tokens > 0:
+            length_s = batch_s(fleet, lane, tokens, load.extra_s[lane])
+            fleet.ready_s[lane] = length_s - fleet.since_s[lane] % length_s
+            refresh(fleet, load, lane)
 
 
 @compiled

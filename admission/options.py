@@ -4,12 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+HOLD_FROM = 4
+"""Workers from which a central hold pays: with fewer it costs more than choosing later gains (docs/decisions.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannerOptions:
     """Parameters of the policy ``ours``; raises ValueError naming the field that is out of range.
 
-    ``hold_s``: how long a promised request may wait centrally for a better worker; 0 binds at arrival.
+    ``hold_s``: how long a promised request may wait centrally for a better worker; 0 binds at arrival. None is for ever
+    from :data:`HOLD_FROM` workers on that take prompts, and 0 with fewer.
     ``lookahead_s``: a worker gets its next prompt this long before it runs dry.
     ``margin``: predicted times are stretched by this share, so that a promise survives noise.
     ``longest_batch_s``: engines make no longer batches, so that what comes new is seen soon (as
@@ -26,15 +30,15 @@ class PlannerOptions:
     ``later_round``: what each earlier round of a session adds to the value of the next, as a share of it.
     """
 
-    hold_s: float = math.inf
+    hold_s: float | None = None
     lookahead_s: float = 0.01
     margin: float = 0.05
     longest_batch_s: float = 0.15
     best_effort_share: float = 0.05
     decode_load: float = 0.9
     pack_s: float = 0.25
-    hand_off: float = 0.1
-    stray: float = 0.25
+    hand_off: float = 0.15
+    stray: float = 0.05
     head_start: float = 0.3
     draft_trust: float = 0.6
     offline_lag_s: float = 60.0
@@ -61,6 +65,8 @@ class PlannerOptions:
             *shares,
         ):
             value = getattr(self, name)
+            if value is None and name == "hold_s":
+                continue
             if not value >= 0 or (name in shares and value > 1):
                 raise ValueError(f"{name} is out of range: {value}")
         if self.best_effort_share >= 1:
@@ -70,7 +76,10 @@ class PlannerOptions:
         """How much longer than on an engine of its own promised work may take; ``shared`` with best effort."""
         return (1 + self.margin) / (1 - (self.best_effort_share if shared else 0.0))
 
-    @property
-    def bind_after_s(self) -> float:
-        """Age at which a request is bound to a worker even if that is not about to be idle."""
-        return self.hold_s if self.central_hold and self.late_binding else 0.0
+    def bind_after_s(self, workers: int) -> float:
+        """Age at which a request is bound to one of so many workers even if that is not about to be idle."""
+        if not (self.central_hold and self.late_binding):
+            return 0.0
+        if self.hold_s is None:
+            return math.inf if workers >= HOLD_FROM else 0.0
+        return self.hold_s

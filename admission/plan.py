@@ -82,7 +82,7 @@ class Worker:
     ``step_s`` is the measured pace of decoding, from which progress is extrapolated between reports (0: assume that
     every decoder is just in time). ``draft_tokens`` is how many tokens a decoder makes of an iteration in which it has
     drafts (1: without any), ``pull_s`` how long the KV of a token takes to be pulled. ``busy_until_s`` is when the
-    present iteration ends (0: unknown).
+    present iteration ends; where that is unknown (0) it is estimated from ``stepped_s``, when one was last seen to end.
     """
 
     id: str
@@ -100,6 +100,7 @@ class Worker:
     draft_tokens: float = 1.0
     pull_s: float = 0.0
     busy_until_s: float = 0.0
+    stepped_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class WorkerEntry:
     busy_until_s: float
     draft_tokens: float = 1.0
     pull_s: float = 0.0
+    stepped_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from admission.lane_arrays import (
     Load,
     drain_s,
     empty_load,
+    expect_ends,
     fleet_of,
     lane_numbers,
     may_keep,
@@ -35,9 +36,13 @@ MAX_TICKS = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane."""
+    """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane.
+
+    A request is bound to a worker ``bind_after_s`` after it came, see :class:`admission.options.PlannerOptions`.
+    """
 
     lanes: Sequence[str]
+    bind_after_s: float
     stretch: float
     fleet: Fleet
     load: Load
@@ -92,16 +97,20 @@ def situation(
     count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
     waiting = np.flatnonzero(running["todo"])
     order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
-    queue = _queue(held, numbers, rows, now_s, state.hop_s, options)
+    bind_after_s = options.bind_after_s(int(takers(fleet, options.elastic).sum()))
+    queue = _queue(held, numbers, rows, now_s, state.hop_s, bind_after_s)
     prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
     sent = line_up(
         running, order, lane_of, fleet, load, now_s, state.hop_s, options.head_start, options.elastic, *prompts
     )
+    expect_ends(fleet, load)
     by = np.argsort(lane[:count] * 2.0**41 + tpot[:count])
     times = grid(_ticks(queue["due_s"]), np.minimum(prompts[1][:sent], MAX_TICKS))
     line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
     add_prompts(line, prompts[0][:sent], prompts[1][:sent], prompts[2][:sent])
-    return Situation(lanes, stretch, fleet, load, line, rows.tables, queue, zero_load_s(queue, fleet, options.elastic))
+    return Situation(
+        lanes, bind_after_s, stretch, fleet, load, line, rows.tables, queue, zero_load_s(queue, fleet, options.elastic)
+    )
 
 
 def _ticks(due_s: Floats) -> Floats:
@@ -117,9 +126,9 @@ def _queue(
     rows: TableRows,
     now_s: float,
     hop_s: float,
-    options: PlannerOptions,
+    bind_after_s: float,
 ) -> Queue:
-    finite = math.isfinite(options.bind_after_s)
+    finite = math.isfinite(bind_after_s)
     known = rows.rows
     values = []
     for one in held:
@@ -134,7 +143,7 @@ def _queue(
                 known.get(one.tier, 0),
                 -1 if one.prefix_worker is None else lanes.get(one.prefix_worker, -1),
                 min(one.prefix_tokens, one.need_tokens - 1),
-                finite and now_s - one.arrival_s >= options.bind_after_s,
+                finite and now_s - one.arrival_s >= bind_after_s,
             )
         )
     return cast(Queue, np.array(values, dtype=QUEUE))

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     hold_ms: float | None = Field(
         None,
         ge=0,
-        description="how long a promised request may wait centrally; unset: as long as it pays; 0: not at all",
+        description="how long a promised request may wait centrally; unset: for ever with four workers, 0 with fewer",
     )
     plan_margin: float = Field(0.05, ge=0, le=1, description="share by which predicted times are stretched for safety")
     elastic: bool = Field(True, description="let a worker do the other stage where a hand-off buys nothing")

@@ -1,6 +1,5 @@
 """Planning policies behind one interface, chosen by name."""
 
-import math
 from collections.abc import Callable, Mapping
 
 from admission.options import PlannerOptions
@@ -30,7 +29,7 @@ def options_of(settings: Settings) -> PlannerOptions:
     """The planner's parameters that settings decide."""
     hold_ms = settings.hold_ms
     return PlannerOptions(
-        hold_s=math.inf if hold_ms is None else hold_ms / 1e3,
+        hold_s=None if hold_ms is None else hold_ms / 1e3,
         margin=settings.plan_margin,
         best_effort_share=settings.best_effort_share,
         elastic=settings.elastic,

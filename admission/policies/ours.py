@@ -204,9 +204,10 @@ class Ours:
         if (placed["action"] == WAIT).any():
             ends_s = load["end_s"][takers(cycle.at.fleet, options.elastic)]
             wake_s = min(wake_s, float(ends_s.min()))
-        if math.isfinite(options.bind_after_s) and len(starts_s):
+        bind_after_s = cycle.at.bind_after_s
+        if math.isfinite(bind_after_s) and len(starts_s):
             oldest_s = min(cycle.held[i].arrival_s for i in np.flatnonzero(placed["action"] == HOLD))
-            wake_s = min(wake_s, oldest_s + options.bind_after_s - cycle.now_s)
+            wake_s = min(wake_s, oldest_s + bind_after_s - cycle.now_s)
         return cycle.now_s + max(options.lookahead_s, wake_s) if math.isfinite(wake_s) else None
 
 

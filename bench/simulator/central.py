@@ -39,6 +39,7 @@ class CentralPlanner:
         self._table = RunningTable()
         self._decisions: dict[int, Decision] = {}
         self._dead: set[int] = set()
+        self._stepped_s = [0.0] * len(world.engines)
         self._names = [f"w{number}" for number in range(len(world.engines))]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._workers = {number: self._worker(number) for number in range(len(world.engines))}
@@ -59,14 +60,16 @@ class CentralPlanner:
 
     def first_token(self, row: int, worker: int, now_s: float) -> None:
         """It decodes from now on, here or elsewhere."""
+        self._stepped_s[worker] = now_s
         decode = self._numbers[self._decisions[row].decode_worker or ""]
         self._update(row, now_s)
         if decode != worker:
             self._world.hand_over(row, worker, decode, now_s)
         self._soon(now_s)
 
-    def ended(self, row: int, worker: int, now_s: float) -> None:  # noqa: ARG002 (of the interface)
+    def ended(self, row: int, worker: int, now_s: float) -> None:
         """Learn its length, and plan with what it leaves."""
+        self._stepped_s[worker] = now_s
         self._table.remove(self._world.book.names[row])
         self._learner.observe(self._world.items[row].tier, int(self._world.book.rows["count"][row]))
         self._soon(now_s)
@@ -222,7 +225,8 @@ class CentralPlanner:
     def _live_workers(self) -> dict[str, Worker]:
         live = {number: worker for number, worker in self._workers.items() if number not in self._dead}
         if not self._world.settings.steps_known:
-            return {self._names[number]: worker for number, worker in live.items()}
+            stepped_s = self._stepped_s
+            return {self._names[number]: replace(one, stepped_s=stepped_s[number]) for number, one in live.items()}
         engines = self._world.engines
         return {
             self._names[number]: replace(worker, busy_until_s=engines[number].busy_until_s)

@@ -21,7 +21,8 @@ class SimulationSettings:
     between two heartbeats, in which a worker tells what it has made. ``dead_s``: a worker silent for this long is
     dead. ``noise``: deviation of an iteration's duration (lognormal). ``window``: requests that the planner holds.
     ``drain_s``: how long after the last arrival unfinished requests are still followed. ``prefill_workers``: how many
-    of the workers prefer prompts; with 0 all are alike. ``steps_known``: the planner knows when an iteration ends.
+    of the workers prefer prompts; with 0 all are alike. ``steps_known``: the planner is told when each
+    iteration ends; the product is not, and estimates it.
     """
 
     workers: int = 4
@@ -34,5 +35,5 @@ class SimulationSettings:
     window: int = 256
     drain_s: float = 600.0
     prefill_workers: int = 0
-    steps_known: bool = True
+    steps_known: bool = False
     failures: tuple[Failure, ...] = ()

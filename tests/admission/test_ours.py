@@ -161,7 +161,7 @@ def test_no_worker_takes_all_that_would_fit_its_batch() -> None:
 
 def test_a_second_long_prompt_stays_held_until_its_worker_is_about_to_be_idle() -> None:
     first, second = (make_held(need_tokens=2000, objective=due_in(5.0 + i)) for i in range(2))
-    outcome = plan(state_of([first, second], [make_worker(id="a")]))
+    outcome = plan(state_of([first, second], [make_worker(id="a")]), hold_s=math.inf)
     assert list(outcome.dispatch) == [first.id]
     assert outcome.wake_s is not None
     assert NOW_S < outcome.wake_s < NOW_S + 1.3 * FAST.prefill_seconds(2000, 2048)
@@ -171,6 +171,26 @@ def test_a_second_long_prompt_stays_held_until_its_worker_is_about_to_be_idle() 
 def test_without_a_hold_a_promise_is_bound_at_arrival(options: dict[str, Any]) -> None:
     held = [make_held(need_tokens=2000, objective=due_in(5.0 + i)) for i in range(2)]
     assert len(plan(state_of(held, [make_worker(id="a")]), **options).dispatch) == 2
+
+
+def test_from_four_workers_on_a_second_long_prompt_is_held_without_being_told() -> None:
+    held = [make_held(need_tokens=2000, objective=due_in(5.0 + i)) for i in range(5)]
+    assert len(plan(state_of(held, [make_worker(id=name) for name in "abcd"])).dispatch) == 4
+    assert len(plan(state_of(held, [make_worker(id=name) for name in "abc"])).dispatch) == 5
+
+
+def test_an_iteration_s_end_is_estimated_from_when_the_one_before_it_ended() -> None:
+    running = [make_running(prefill_worker="a", decode_worker="a", objective=Objective(90.0, 1.0, 0.5), seen_s=NOW_S)]
+    held = make_held(need_tokens=100, objective=due_in(1.0, tpot_s=0.5))
+    slow = LatencyModel((Piece(1e-4, 0.0, 0.1),))
+
+    def expected_ms(seen_s: float) -> float:
+        worker = make_worker(id="a", latency=slow, stepped_s=seen_s)
+        decision = plan(state_of([held], [worker], running)).dispatch[held.id]
+        assert decision.predicted_ttft_ms is not None
+        return decision.predicted_ttft_ms
+
+    assert expected_ms(NOW_S - 0.06) == pytest.approx(expected_ms(NOW_S - 0.04) - 20, abs=1)
 
 
 def test_a_hold_ends_when_it_has_lasted_long_enough() -> None:
