@@ -73,8 +73,9 @@ def test_a_log_from_before_pulls_and_drafts_were_measured_is_read_as_without(tmp
     a_plan(tmp_path / "log")
     data = (tmp_path / "log").read_bytes()
     version, tag, body = msgpack.unpackb(data[4:])
-    at = [field.name for field in fields(PlanEntry)].index("workers")
-    body[at] = [worker[:-2] for worker in body[at]]
+    workers = [field.name for field in fields(PlanEntry)].index("workers")
+    then = [field.name for field in fields(WorkerEntry)].index("draft_tokens")
+    body[workers] = [worker[:then] for worker in body[workers]]
     old = msgpack.packb([version, tag, body])
     (tmp_path / "log").write_bytes(len(old).to_bytes(4, "little") + old)
     [(_, state)] = read_log(tmp_path / "log")
