@@ -57,7 +57,7 @@ def line_of(first: list[Demand], second: list[Demand], times: list[int]) -> Any:
     for lane, group in enumerate((first, second)):
         load["decoders"][lane], load["context"][lane] = len(group), 1000.0
         refresh(fleet, load, lane)
-    load["first_s"] = 0.0
+    np.asarray(load)["first_s"] = 0.0
     lanes = np.array([lane for lane, _ in demands], dtype=np.int64)
     slack = np.array([d.slack_us for _, d in demands], dtype=np.float64)
     tpot = np.array([d.tpot_us for _, d in demands], dtype=np.float64)
@@ -106,7 +106,7 @@ def test_what_is_said_to_stay_in_time_does(demands: list[Demand], work: float, t
 
 
 def test_a_grid_holds_all_that_must_be_on_it_and_few_of_the_others() -> None:
-    deadlines, kept = np.arange(1.0, 1001.0) * 7919, np.array([5.0, 123456.0, -3.0])
+    deadlines, kept = np.arange(1000, dtype=np.float64) * 7919 + 7919, np.array([5.0, 123456.0, -3.0])
     times = grid(deadlines, kept)
     assert {5.0, 123456.0, 7919.0, 7919000.0} <= set(times.tolist())
     assert (np.diff(times) > 0).all()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from admission.cluster import Cluster
+from common.messages import Progress
 from tests.common.bus.steps import heartbeat
 
 
@@ -17,3 +18,14 @@ def test_a_worker_that_has_measured_nothing_pulls_at_once_and_has_no_drafts() ->
     cluster = Cluster()
     cluster.beat({"w": heartbeat("w")})
     assert (cluster.workers["w"].pull_s, cluster.workers["w"].draft_tokens) == (0.0, 1.0)
+
+
+def test_a_first_token_says_when_an_iteration_of_its_worker_ended() -> None:
+    cluster = Cluster()
+    cluster.beat({"w": heartbeat("w"), "v": heartbeat("v")})
+    cluster.progressed(Progress("r", 1, "w", 1, False, 50.0))
+    cluster.progressed(Progress("s", 1, "w", 1, False, 49.0))
+    assert (cluster.workers["w"].stepped_s, cluster.workers["v"].stepped_s) == (50.0, 0.0)
+    cluster.beat({"v": heartbeat("v")})
+    cluster.beat({"w": heartbeat("w"), "v": heartbeat("v")})
+    assert cluster.workers["w"].stepped_s == 0.0
