@@ -139,6 +139,7 @@ def line_up(
         credit_s[lane] -= used_s
         left = max(1.0, work * (1 - used_s / alone_s)) if alone_s > 0 else work
         load.sent[lane] += left
+        load.began_s[lane] = min(load.began_s[lane], rows.dispatched_s[row] + hop_s - now_s)
         load.end_s[lane] = ends_after(fleet, load, lane, left)
         load.backlog[lane] += left
         due_s = rows.due_s[row] - hop_s - now_s

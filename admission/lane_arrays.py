@@ -77,7 +77,7 @@ class Load(Columns):
 
     ``backlog`` is prompt work in tokens, of which ``sent`` is on the worker; ``end_s`` when it ends from now at the
     pace that its tightest decoder allows without any slack. ``link_s`` is how long it will take to pull the KV
-    that it waits for.
+    that it waits for, ``began_s`` when the first of its prompts came (negative: before now).
     ``chunk`` (tokens of prompts in an iteration), ``full_s`` (its length), ``extra_s`` (what it costs but for
     tokens) and ``first_s`` (a batch of decodes only, which may come before the first prompt) follow from the decoders:
     :func:`refresh`.
@@ -95,6 +95,7 @@ class Load(Columns):
     end_s: Floats
     loose_tokens: Floats
     link_s: Floats
+    began_s: Floats
     chunk: Floats
     full_s: Floats
     extra_s: Floats
@@ -178,7 +179,7 @@ def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest
 def empty_load(lanes: int) -> Load:
     """Lanes with nothing to do."""
     load = np.zeros(lanes, LOAD)
-    load["tightest_s"] = math.inf
+    load["tightest_s"] = load["began_s"] = math.inf
     return cast(Load, load)
 
 
@@ -241,14 +242,26 @@ def refresh(fleet: Fleet, load: Load, lane: int) -> None:
 
 
 @compiled
-def expect_ends(fleet: Fleet, load: Load) -> None:
-    """Estimate when the present iterations end that nobody has told of: they follow each other since one was seen."""
+def expect_ends(fleet: Fleet, load: Load, lane_of: Ints, slack_s: Floats) -> None:
+    """Estimate when the present iterations end that nobody has told of.
+
+    They follow each other since one was seen to end, or since the first prompt that waits came; with prompts they last
+    until the first decoder's token is due. ``slack_s`` are of the promised decoders on ``lane_of``.
+    """
+    room_s = np.full(fleet.kind.shape[0], math.inf)
+    for k in range(lane_of.shape[0]):
+        room_s[lane_of[k]] = min(room_s[lane_of[k]], slack_s[k])
     for lane in range(fleet.kind.shape[0]):
-        tokens = min(load.sent[lane], load.chunk[lane]) + load.decoders[lane]
-        if fleet.since_s[lane] >= 0 and tokens > 0:
-            length_s = batch_s(fleet, lane, tokens, load.extra_s[lane])
-            fleet.ready_s[lane] = length_s - fleet.since_s[lane] % length_s
-            refresh(fleet, load, lane)
+        decoders, since_s = load.decoders[lane], fleet.since_s[lane]
+        if since_s < 0 or decoders + load.sent[lane] <= 0:
+            continue
+        if load.began_s[lane] < 0:
+            since_s = min(since_s, -load.began_s[lane])
+        least_s = batch_s(fleet, lane, float(decoders), load.extra_s[lane])
+        most_s = min(fleet.longest_s[lane], max(room_s[lane], least_s))
+        length_s = min(most_s, batch_s(fleet, lane, decoders + load.sent[lane], load.extra_s[lane]))
+        fleet.ready_s[lane] = length_s - since_s % length_s
+        refresh(fleet, load, lane)
 
 
 @compiled

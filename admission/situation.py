@@ -103,7 +103,7 @@ def situation(
     sent = line_up(
         running, order, lane_of, fleet, load, now_s, state.hop_s, options.head_start, options.elastic, *prompts
     )
-    expect_ends(fleet, load)
+    expect_ends(fleet, load, lane[:count], slack[:count] / TICKS)
     by = np.argsort(lane[:count] * 2.0**41 + tpot[:count])
     times = grid(_ticks(queue["due_s"]), np.minimum(prompts[1][:sent], MAX_TICKS))
     line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
