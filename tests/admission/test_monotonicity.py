@@ -1,7 +1,8 @@
 """What a whole plan promises: never worth much less for an SLO that is looser, an engine that is faster, or the DP.
 
-What the dynamic program chooses never loses (test_planner.py). Then prompts are placed one by one where they end first, with
-their decoders, and any such schedule can do worse when a job becomes easier (Graham's anomalies): by one request at most.
+What the dynamic program chooses never loses (test_planner.py). Then prompts are placed one by one where they end first,
+with their decoders, and any such schedule can do worse when a job becomes easier (Graham's anomalies): by one request
+at most.
 """
 
 import random
