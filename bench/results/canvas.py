@@ -82,9 +82,19 @@ def save(figure: Figure, group: Group, path: Path) -> None:
     figure.text(0.01, 0.05 / height, text, fontsize=6, color="#666666", va="bottom", family="DejaVu Sans Mono")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    _settle(figure)
     figure.savefig(path, dpi=130, metadata=metadata)
 
 
 def label(system: str) -> str:
     """A system's name for a reader."""
     return LABELS[system]
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out and round: the solver's last bits differ from run to run, and so would files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((round(left, 4), round(bottom, 4), round(width, 4), round(height, 4)))
