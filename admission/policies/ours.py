@@ -1,6 +1,6 @@
 """The product's policy: hold centrally, promise the most valuable set, bind late, defer before anything worse.
 
-1. What runs becomes load and budgets by worker (:mod:`admission.core`).
+1. What runs becomes load by worker (:mod:`admission.core`), and load budgets by deadline (:mod:`admission.timeline`).
 2. Of the held requests that can still be in time, the most valuable feasible set wins (:mod:`admission.late_jobs`).
 3. Winners, then losers, are placed where their prompts end first (:mod:`admission.placement`). What fits is promised:
    sent when its worker is about to need it, else held on. A promise is announced when it is sent, and then never

@@ -35,6 +35,7 @@ KV_BYTES_PER_TOKEN = 8 * 1024
 CPU_LINK = 2e9
 PULL_S = 0.012
 HOP_S = 0.008
+"""Link, set-up of a pull and hop are assumed; only the latency model is measured. ``--hop-ms`` replaces the hop."""
 WITHIN = 0.1
 AIMS = ("attainment", "met", "ttft_p50_s", "tpot_p50_s")
 

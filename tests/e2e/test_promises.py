@@ -47,7 +47,7 @@ def said(child: Child, event: str) -> bool:
 
 
 async def test_a_burst_of_loose_prompts_does_not_make_a_tight_stream_miss(cluster: Cluster, bus: RedisBus) -> None:
-    """With stock batches each token would take as long as a whole chunk of a prompt, two and a half TPOTs."""
+    """Holds the promise, not its cause: at this load stock batches keep it too."""
     await whole(cluster, bus)
     tpot_ms = max(60.0, 0.4e3 * long_prefill_s(await latency(bus)) / 2)
     tight = Answer()
