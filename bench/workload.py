@@ -17,7 +17,9 @@ def add_arrivals(parser: argparse.ArgumentParser) -> None:
     """Options about arrivals, shared by the benchmark commands."""
     bursts = Bursts()
     parser.add_argument("--arrivals", choices=list(Arrivals), default=Arrivals.POISSON, type=Arrivals)
-    parser.add_argument("--cv", type=float, default=bursts.cv, help="CV of the gaps under bursty")
+    parser.add_argument(
+        "--cv", type=float, default=bursts.cv, help="CV of gaps: within bursts, and over all under phased"
+    )
     parser.add_argument("--on-s", type=float, default=bursts.on_s, help="mean length of bursts")
     parser.add_argument("--off-s", type=float, default=bursts.off_s, help="mean time between bursts")
     parser.add_argument("--trace", type=Path, help="take arrivals from this file (Azure CSV, Mooncake or our JSONL)")

@@ -17,32 +17,32 @@ _IDLE_RATE = 1e-9
 
 def poisson(rate: float, seconds: float, rng: np.random.Generator) -> Floats:
     """Independent arrivals at ``rate`` per second."""
-    return _ticks(rate * seconds, rng) / rate
+    return _ticks(rate * seconds, 1.0, rng) / rate
 
 
-def _ticks(until: float, rng: np.random.Generator) -> Floats:
-    """A Poisson process of rate 1. A later end or another clock only adds arrivals and moves them."""
+def _ticks(until: float, cv: float, rng: np.random.Generator) -> Floats:
+    """A renewal process of rate 1 whose gaps have this CV.
+
+    A later end or another clock only adds arrivals and moves them.
+    """
+    shape = 1 / cv**2
     times = np.zeros(0)
     while not len(times) or times[-1] < until:
         last = times[-1] if len(times) else 0.0
-        times = np.concatenate((times, last + np.cumsum(rng.exponential(size=_DRAWS))))
+        times = np.concatenate((times, last + np.cumsum(rng.gamma(shape, 1 / shape, _DRAWS))))
     return times[times < until]
 
 
 def gamma(rate: float, seconds: float, cv: float, rng: np.random.Generator) -> Floats:
     """A renewal process whose gaps have the given coefficient of variation."""
-    shape = 1 / cv**2
-    count = int(rate * seconds * 1.5 + 20 * cv**2 + 20)
-    times = rng.exponential(1 / rate) + np.cumsum(rng.gamma(shape, 1 / (rate * shape), count))
-    return times[times < seconds]
+    return _ticks(rate * seconds, cv, rng) / rate
 
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """On and off phases of these mean lengths (exponential), Poisson in each, so that gaps have this CV in all.
+    """On and off phases of these mean lengths (exponential), and a coefficient of variation of gaps.
 
-    The rates of the phases follow from the CV. Where phases are too short for it at a low rate, nothing arrives in
-    off phases and both are lengthened in proportion.
+    :func:`bursty` has gaps of this CV within on phases, :func:`phased` over all.
     """
 
     cv: float = 3.0
@@ -94,9 +94,22 @@ def phases_of(rate: float, bursts: Bursts) -> Phases:
 
 
 def bursty(rate: float, seconds: float, bursts: Bursts, rng: np.random.Generator) -> Floats:
-    """On and off phases, beginning in either by its share; the phases do not depend on how much arrives."""
+    """Clumps in on phases: gaps there have the CV, and nothing arrives in off phases."""
+    cycle_s = bursts.on_s + bursts.off_s
+    return _modulated(Phases(rate * cycle_s / bursts.on_s, 0.0, bursts.on_s, bursts.off_s), bursts.cv, seconds, rng)
+
+
+def phased(rate: float, seconds: float, bursts: Bursts, rng: np.random.Generator) -> Floats:
+    """On and off phases without clumps: Poisson in each, at rates that give all gaps together the CV.
+
+    Where phases are too short for it at a low rate, nothing arrives in off phases and both are longer in proportion.
+    """
+    return _modulated(phases_of(rate, bursts), 1.0, seconds, rng)
+
+
+def _modulated(phases: Phases, cv: float, seconds: float, rng: np.random.Generator) -> Floats:
+    """Phases begin in either by its share, and do not depend on how much arrives."""
     phases_rng, ticks_rng = rng.spawn(2)
-    phases = phases_of(rate, bursts)
     on = phases_rng.random() < phases.on_s / (phases.on_s + phases.off_s)
     times, clock = [0.0], [0.0]
     while times[-1] < seconds:
@@ -104,5 +117,5 @@ def bursty(rate: float, seconds: float, bursts: Bursts, rng: np.random.Generator
         times.append(times[-1] + length_s)
         clock.append(clock[-1] + length_s * max(_IDLE_RATE, phases.on_rate if on else phases.off_rate))
         on = not on
-    arrived = np.interp(_ticks(clock[-1], ticks_rng), clock, times)
+    arrived = np.interp(_ticks(clock[-1], cv, ticks_rng), clock, times)
     return arrived[arrived < seconds]

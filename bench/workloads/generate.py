@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.arrivals import Bursts, bursty, poisson
+from bench.workloads.arrivals import Bursts, bursty, phased, poisson
 from bench.workloads.azure import CODE_RATE, CONVERSATION_RATE, code_arrivals, conversation_arrivals
 from bench.workloads.item import Item, in_order
 from bench.workloads.scale import scale_lengths
@@ -23,6 +23,7 @@ class Arrivals(StrEnum):
 
     POISSON = "poisson"
     BURSTY = "bursty"
+    PHASED = "phased"
     TRACE = "trace"
 
 
@@ -70,6 +71,8 @@ def _times(spec: WorkloadSpec, scenario: Scenario, rng: np.random.Generator) -> 
         return poisson(rate, spec.seconds, rng)
     if spec.arrivals is Arrivals.BURSTY:
         return bursty(rate, spec.seconds, spec.bursts, rng)
+    if spec.arrivals is Arrivals.PHASED:
+        return phased(rate, spec.seconds, spec.bursts, rng)
     if spec.trace_file is not None:
         return _replayed(spec.trace_file, spec.trace_start_s, rate, spec.seconds)
     return _like_trace(scenario.trace, rate, spec.seconds, rng)
