@@ -13,7 +13,7 @@ from common.settings import Settings
 from common.tiers import load_tiers
 
 READS = (
-    "redis_url namespace policy hold_ms plan_margin best_effort_share elastic plan_log window replan_ms "
+    "redis_url redis_socket namespace policy hold_ms plan_margin best_effort_share elastic plan_log window replan_ms "
     "leader_ttl_s hop_ms worker_dead_s admission_host admission_port "
     "tiers_file tpot_scale log_format log_level trace_ratio"
 ).split()

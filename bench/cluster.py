@@ -93,6 +93,8 @@ class Cluster:
         name = f"{module}-{self._started}"
         log = self.folder / f"{name}.log"
         base = {**os.environ, **ONE_THREAD, "SLOS_REDIS_URL": self.redis.url, "SLOS_PORT": str(self.port)}
+        if self.redis.socket is not None:
+            base["SLOS_REDIS_SOCKET"] = str(self.redis.socket)
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", module],

@@ -1,5 +1,6 @@
 """An own Redis process, for the embedded default and for tests: durable, on 127.0.0.1, of this machine or a wheel."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from common.errors import SlosError
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
+LONGEST_SOCKET_PATH = 100
+"""Bytes that every system can hold in an address, with room to spare."""
 
 
 class NoRedis(SlosError):
@@ -35,6 +38,30 @@ def bundled_redis() -> Path | None:
     return path if path.exists() else None
 
 
+def socket_in(folder: Path) -> Path | None:
+    """Where a Redis with this data listens on a unix socket, None where the path is too long for one."""
+    path = folder.resolve() / "redis.sock"
+    return path if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else None
+
+
+def command(binary: Path, folder: Path, port: int) -> list[str]:
+    """What starts a Redis on 127.0.0.1 that loses at most a second to a crash of the machine."""
+    settings = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(folder.resolve()),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    socket_path = socket_in(folder)
+    if socket_path is not None:
+        settings |= {"unixsocket": str(socket_path), "unixsocketperm": "700"}
+    return [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+
+
 class RedisServer:
     """A Redis that keeps its data in ``folder`` by an append-only file; a context manager that starts and stops it.
 
@@ -54,6 +81,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
+    def socket(self) -> Path | None:
+        """Its unix socket, None where the path is too long for one."""
+        return socket_in(self._folder)
+
+    @property
     def pid(self) -> int | None:
         """The process, None when it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
@@ -68,20 +100,10 @@ class RedisServer:
     def start(self) -> None:
         """Start and wait until Redis answers, its data loaded; raises NoRedis if it does not."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "dir": str(self._folder.resolve()),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-            "logfile": "redis.log",
-            "daemonize": "no",
-        }
-        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         self._process = subprocess.Popen(  # noqa: S603 - the binary that this class was given
-            [str(self._binary), *arguments, *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command(self._binary, self._folder, self.port), "--logfile", "redis.log", *self._options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         until_s = time.monotonic() + START_TIMEOUT_S
         while not _answers(self.port):

@@ -14,6 +14,9 @@ class Settings(BaseSettings):
 
     # queue
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis; rediss:// for TLS")
+    redis_socket: Path | None = Field(
+        None, description="unix socket of the same Redis, cheaper on one machine; the online path uses it where set"
+    )
     namespace: str = Field("slos", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="prefix of all keys")
 
     # model and engine
@@ -49,6 +52,9 @@ class Settings(BaseSettings):
     worker_host: str = Field("127.0.0.1", description="address that workers bind and announce")
     worker_port: int = Field(0, ge=0, le=65535, description="health and metrics port of a worker; 0: a free one")
     nixl_host: str = Field("127.0.0.1", description="address that other engines reach this one's KV at")
+    frame_ms: float = Field(
+        20.0, ge=0, le=1000, description="how long tokens that are not due yet may wait to travel together"
+    )
     heartbeat_s: float = Field(0.5, gt=0, description="between heartbeats")
     worker_dead_s: float = Field(3.0, gt=0, description="a worker silent for this long is dead")
     drain_s: float = Field(60.0, ge=0, description="longest time that SIGTERM waits for running requests")

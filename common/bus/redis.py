@@ -5,6 +5,7 @@ Works on Redis 6.2, 7 and 8 (and Valkey); the keys share a hash tag, so also in 
 
 from collections.abc import Sequence
 from typing import Self
+from urllib.parse import urlsplit
 
 from common.bus.interface import DeadLetter
 from common.bus.redis_admission import BATCH, RedisAdmission
@@ -15,13 +16,22 @@ from common.keys import Keys
 from common.settings import Settings
 
 
+def online_url(settings: Settings) -> str:
+    """Where the online path connects: user, password and database are always those of ``redis_url``."""
+    if settings.redis_socket is None:
+        return settings.redis_url
+    given = urlsplit(settings.redis_url)
+    login = given.netloc.rpartition("@")[0]
+    return f"unix://{login + '@' if login else ''}{settings.redis_socket.resolve()}?db={given.path.strip('/') or 0}"
+
+
 class RedisBus(RedisIngress, RedisAdmission, RedisWorker):
     """A :class:`common.bus.interface.Bus`; connects when first used, and again after Redis was away."""
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
-        """The bus that the settings name."""
-        return cls(settings.redis_url, Keys(settings.namespace))
+        """The bus that the settings name, over the unix socket if they have one."""
+        return cls(online_url(settings), Keys(settings.namespace))
 
     async def dead_letters(self, count: int = 100) -> Sequence[DeadLetter]:
         """See the interface."""

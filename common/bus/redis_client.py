@@ -31,7 +31,6 @@ _OPTIONS: dict[str, Any] = {
     "protocol": 2,  # one form of replies for all servers and versions of redis-py
     "socket_timeout": None,  # redis-py would use asyncio.wait_for, which may swallow a cancel before Python 3.12
     "socket_connect_timeout": CONNECT_TIMEOUT_S,
-    "socket_keepalive": True,
     "retry": Retry(NoBackoff(), 0),
 }
 
@@ -70,11 +69,12 @@ class RedisClient:
     def __init__(self, url: str, keys: Keys, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self.keys = keys
         self._timeout_s = timeout_s
+        options = _OPTIONS if url.startswith("unix:") else {**_OPTIONS, "socket_keepalive": True}
         # redis-py's execute_command has no types
         self._redis: Any = Redis.from_pool(
-            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=timeout_s, **_OPTIONS)
+            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=timeout_s, **options)
         )
-        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **_OPTIONS))
+        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **options))
         clients: tuple[Any, Any] = (self._redis, self._blocking)
         for client in clients:
             client.set_response_callback("XREAD", _as_is)

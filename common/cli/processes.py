@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from common.cli.engines import Machine, engine_environment
 from common.cli.supervisor import Child
-from common.redis_server import find_redis
+from common.redis_server import command, find_redis, socket_in
 from common.settings import Settings
 
 CELERY = ("celery", "-q", "-A", "common.celery_app")
@@ -55,6 +55,9 @@ def pipeline(plan: Plan, settings: Settings, machine: Machine, data: Path) -> tu
         redis_url = f"redis://127.0.0.1:{port}/0"
         children.append(_redis(data / "redis", port, redis_url))
     common = {"SLOS_REDIS_URL": redis_url, **_paths(settings)}
+    own_socket = socket_in(data / "redis") if plan.redis_url is None else None
+    if own_socket is not None:
+        common["SLOS_REDIS_SOCKET"] = str(own_socket)
     counts = {"prefill_worker": plan.prefill, "decode_worker": plan.decode}
     if not plan.celery:
         counts |= {"celery_worker": 0, "celery_beat": 0}
@@ -111,18 +114,7 @@ def _paths(settings: Settings) -> dict[str, str]:
 
 def _redis(folder: Path, port: int, url: str) -> Child:
     folder.mkdir(parents=True, exist_ok=True)
-    options = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(folder.resolve()),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",
-        "maxmemory-policy": "noeviction",
-        "loglevel": "warning",
-        "daemonize": "no",
-    }
-    argv = (str(find_redis()), *(part for name, value in options.items() for part in (f"--{name}", value)))
+    argv = (*command(find_redis(), folder, port), "--loglevel", "warning")
     return Child("redis", argv, stage=0, grace_s=20.0, ready=lambda: _answers(url))
 
 

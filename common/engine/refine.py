@@ -1,8 +1,9 @@
 """Keeps one engine's latency model true between profiles: refits it to the newest steps, at bounded cost."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from common.latency_fit import fit
 from common.latency_model import LatencyModel
@@ -15,6 +16,8 @@ REFIT_STEPS = 48
 LEAST = 16
 """Steps before the first refit."""
 PERIOD_S = 0.5
+LEAST_REST = 100
+"""Times that the last refit took pass before the next, so that all take a hundredth of a core."""
 
 
 class Refiner:
@@ -26,6 +29,7 @@ class Refiner:
         self._tell = tell
         self._rings: tuple[deque[StepSample], deque[StepSample]] = (deque(maxlen=RING), deque(maxlen=RING))
         self._fresh = 0
+        self._took_s = 0.0
         tell(base)
 
     def restart(self, base: LatencyModel) -> None:
@@ -44,7 +48,7 @@ class Refiner:
     async def run(self, collect: Callable[[], None]) -> None:
         """Refit now and then, in a thread of its own; ``collect`` brings new steps to :meth:`add`."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(max(PERIOD_S, LEAST_REST * self._took_s))
             collect()
             await self.refine()
 
@@ -54,7 +58,13 @@ class Refiner:
         if known < LEAST or self._fresh < min(REFIT_STEPS, known):
             return
         self._fresh, base = 0, self._base
-        model = await asyncio.to_thread(fit, [sample for ring in self._rings for sample in ring], base)
+        model, self._took_s = await asyncio.to_thread(_timed_fit, [s for ring in self._rings for s in ring], base)
         if base is self._base:
             self.latency = model
             self._tell(model)
+
+
+def _timed_fit(samples: Sequence[StepSample], base: LatencyModel) -> tuple[LatencyModel, float]:
+    """With the CPU seconds that it took."""
+    begun_s = time.thread_time()
+    return fit(samples, base), time.thread_time() - begun_s

@@ -243,7 +243,8 @@ class WorkerHost:
             await self._engine.release(kept)
 
     def _start(self, work: Work, stage: Stage) -> None:
-        job = WorkJob(work, stage, self.id, self._engine, self._outbox, self._clock)
+        linger_s = self._settings.frame_ms / 1e3
+        job = WorkJob(work, stage, self.id, self._engine, self._outbox, self._clock, linger_s)
         if work.request.id in self._jobs:
             self._jobs[work.request.id][1].cancel()
         task = asyncio.create_task(self._run(job))

@@ -13,6 +13,9 @@ from common.worker.outbox import Outbox
 LEASE_SHARE = 1 / 3
 """A hand-off older than this share of its lease is prefilled again: its KV might expire before it is pulled."""
 
+DUE_SHARE = 2.0
+"""A token that is due within so many waits does not wait: its way to the client takes time as well."""
+
 
 @dataclass(slots=True)
 class JobTimes:
@@ -27,7 +30,10 @@ class JobTimes:
 
 
 class WorkJob:
-    """Runs one :class:`Work` for the worker ``worker``; ``times`` tells what happened, also after a failure."""
+    """Runs one :class:`Work` for the worker ``worker``; ``times`` tells what happened, also after a failure.
+
+    Tokens that are not due yet may wait ``linger_s`` for others to travel with.
+    """
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class WorkJob:
         engine: Engine,
         outbox: Outbox,
         clock: Callable[[], float] = time.time,
+        linger_s: float = 0.0,
     ) -> None:
         self.work = work
         self.stage = stage
@@ -46,6 +53,8 @@ class WorkJob:
         self._outbox = outbox
         self._clock = clock
         self._generated = work.generated
+        self._objective = objective_of(work)
+        self._linger_s = linger_s
 
     @property
     def generated(self) -> Tokens:
@@ -70,7 +79,7 @@ class WorkJob:
         hand_off = self._usable_hand_off()
         async for output in self._engine.generate(self._job(hand_off)):
             frame = self._frame(output)
-            sent = self._outbox.put(frame)
+            sent = self._outbox.put(frame, self._wait_s(frame))
             if output.hand_off is not None:
                 await sent
                 return self._next_work(output.hand_off)
@@ -104,7 +113,7 @@ class WorkJob:
             hand_off=hand_off,
             keep_kv=not self.stays,
             tier=request.tier,
-            objective=objective_of(self.work),
+            objective=self._objective,
             arrival_s=request.arrival_s,
             first_token_s=self.work.first_token_s,
             thinking_start=request.thinking_start,
@@ -128,6 +137,19 @@ class WorkJob:
             end=self.times.end,
             notes=self._notes(output, now_s, first=len(self.times.token_times_s) == len(output.tokens)),
         )
+
+    def _wait_s(self, frame: Frame) -> float:
+        """Nothing for a first or last token, for one that is due, and where the next comes later anyhow."""
+        times = self.times.token_times_s
+        new = len(frame.tokens)
+        if frame.end is not None or frame.notes or len(times) <= new or times[-1] - times[-new - 1] > self._linger_s:
+            return 0.0
+        if self._objective is None:
+            return self._linger_s
+        tpot_s = self._objective.tightest_tpot_s
+        start_s = max(self._objective.prefill_due_s, self.work.first_token_s or times[0])
+        due_s = start_s + tpot_s * (len(self._generated) - new)
+        return self._linger_s if due_s - frame.time_s > DUE_SHARE * self._linger_s else 0.0
 
     def _notes(self, output: Output, now_s: float, first: bool) -> dict[str, float]:
         notes = dict(output.notes)

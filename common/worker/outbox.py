@@ -1,4 +1,4 @@
-"""Frames on their way to Redis: all that an engine step produced travels in one call."""
+"""Frames on their way to Redis: all that an engine step produced travels in one call, or that several steps did."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ RETRY_S = 0.1
 
 
 class Outbox:
-    """Collects frames while the previous call is under way; one frame per request and call.
+    """Collects frames while the previous call is under way, or they may wait; one frame per request and call.
 
     ``rejected`` is called with the id of a request that this worker has lost: it has ended or was given to another.
     """
@@ -28,23 +28,38 @@ class Outbox:
         self._sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sending: asyncio.Future[None] | None = None
         self._pending = asyncio.Event()
+        self._waiting: asyncio.TimerHandle | None = None
 
-    def put(self, frame: Frame) -> "asyncio.Future[None]":
-        """Queue a frame; the future is done when it has been stored, or refused."""
+    def put(self, frame: Frame, wait_s: float = 0.0) -> "asyncio.Future[None]":
+        """Queue a frame, which leaves within ``wait_s``; the future is done when it has been stored, or refused.
+
+        It leaves with any that can't wait, so waits of one outbox should be equal.
+        """
         before = self._frames.get(frame.id)
         self._frames[frame.id] = frame if before is None else _joined(before, frame)
-        self._pending.set()
+        if wait_s <= 0:
+            self._leave()
+        elif self._waiting is None:
+            self._waiting = asyncio.get_running_loop().call_later(wait_s, self._leave)
         return self._sent
+
+    def _leave(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        self._pending.set()
 
     async def run(self) -> None:
         """Send for ever; frames are sent again until the queue has answered, which is harmless."""
         while True:
             await self._pending.wait()
             self._pending.clear()
-            await self._flush()
+            if self._frames:
+                await self._flush()
 
     async def flush(self) -> None:
-        """Return when all that was put has been sent."""
+        """Return when all that was put has been sent; nothing waits any longer."""
+        self._leave()
         while self._sending is not None or self._frames:
             await asyncio.shield(self._sending or self._sent)
 

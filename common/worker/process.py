@@ -13,9 +13,10 @@ from common.settings import Settings
 from common.worker.host import WorkerHost, stages
 
 READS = (
-    "redis_url namespace model engine dtype max_model_len max_num_seqs max_num_batched_tokens block_size kv_cache_gib "
-    "gpu_memory_utilization tensor_parallel_size trust_remote_code kv_lease_s profile_dir worker_name prefill_may "
-    "decode_may worker_host worker_port nixl_host heartbeat_s worker_dead_s drain_s log_format log_level trace_ratio"
+    "redis_url redis_socket namespace model engine dtype max_model_len max_num_seqs max_num_batched_tokens block_size "
+    "kv_cache_gib gpu_memory_utilization tensor_parallel_size trust_remote_code kv_lease_s profile_dir worker_name "
+    "prefill_may decode_may worker_host worker_port nixl_host frame_ms heartbeat_s worker_dead_s drain_s "
+    "log_format log_level trace_ratio"
 ).split()
 """Settings that a worker reads."""
 

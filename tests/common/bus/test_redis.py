@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from common.bus.interface import START, Bus, Submitted
-from common.bus.redis import RedisBus
+from common.bus.redis import RedisBus, online_url
 from common.errors import BusFull, BusUnavailable
 from common.keys import PLANNERS, Keys
 from common.messages import KeepTrace, Stage
-from common.redis_server import RedisServer
+from common.redis_server import RedisServer, socket_in
 from common.settings import Settings
 from tests.common.bus.conftest import SERVERS, server_named
 from tests.common.bus.steps import (
@@ -49,6 +49,25 @@ def test_both_buses_have_all_verbs(redis_server: RedisServer) -> None:
     bus: Bus = RedisBus.connect(Settings(redis_url=redis_server.url, namespace="test"))
     assert isinstance(bus, RedisBus)
     assert bus.keys == KEYS
+
+
+async def test_the_unix_socket_leads_to_the_same_queue(redis_server: RedisServer) -> None:
+    assert redis_server.socket is not None
+    settings = Settings(redis_url=redis_server.url, redis_socket=redis_server.socket, namespace="socket")
+    async with RedisBus.connect(settings) as near, RedisBus(redis_server.url, Keys("socket")) as far:
+        assert "path" in near._redis.get_connection_kwargs()
+        await near.submit(make_request(id="one"), 1)
+        assert await far.record("one") is not None
+
+
+def test_a_unix_socket_is_used_with_the_login_and_database_of_the_url() -> None:
+    settings = Settings(redis_url="redis://me:secret@far:6379/3", redis_socket=Path("/run/redis.sock"))
+    assert online_url(settings) == "unix://me:secret@/run/redis.sock?db=3"
+
+
+def test_a_folder_whose_path_is_too_long_has_no_socket(tmp_path: Path) -> None:
+    assert socket_in(Path("/data")) == Path("/data/redis.sock")
+    assert socket_in(tmp_path / ("x" * 100)) is None
 
 
 async def test_all_keys_are_in_one_slot_of_a_cluster(redis_bus: RedisBus) -> None:

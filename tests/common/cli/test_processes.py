@@ -6,6 +6,7 @@ import pytest
 from common.cli.engines import Machine, engine_environment
 from common.cli.processes import MODULES, STAGES, Plan, free_port, is_free, pipeline
 from common.cli.supervisor import Child
+from common.redis_server import socket_in
 from common.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,8 +55,12 @@ def test_workers_are_numbered_and_drain_before_redis_but_after_the_api(tmp_path:
 
 def test_everybody_uses_the_redis_that_was_started(tmp_path: Path) -> None:
     found, url = pipeline(Plan(redis_port=7001), Settings(), TWO_CPUS, tmp_path)
+    socket = socket_in(tmp_path / "redis")
     assert url == "redis://127.0.0.1:7001/0"
     assert {child.env["SLOS_REDIS_URL"] for child in found if child.name != "redis"} == {url}
+    assert {child.env["SLOS_REDIS_SOCKET"] for child in found if child.name != "redis"} == {str(socket)}
+    argv = next(child.argv for child in found if child.name == "redis")
+    assert argv[argv.index("--unixsocket") + 1] == str(socket)
 
 
 def test_the_started_redis_is_durable_and_never_evicts(tmp_path: Path) -> None:
@@ -67,6 +72,7 @@ def test_the_started_redis_is_durable_and_never_evicts(tmp_path: Path) -> None:
 
 def test_a_given_redis_is_used_and_none_is_started(tmp_path: Path) -> None:
     found, url = pipeline(Plan(redis_url="redis://elsewhere:1/0"), Settings(), TWO_CPUS, tmp_path)
+    assert not any("SLOS_REDIS_SOCKET" in child.env for child in found)
     assert url == "redis://elsewhere:1/0"
     assert "redis" not in [child.name for child in found]
 

@@ -1,9 +1,10 @@
+import asyncio
 import random
 
 import pytest
 
 from common.engine.exports import Reader, Writer
-from common.engine.refine import REFIT_STEPS, RING, Refiner
+from common.engine.refine import LEAST_REST, PERIOD_S, REFIT_STEPS, RING, Refiner
 from common.latency_model import Batch, LatencyModel, Piece
 from common.messages import StepSample
 
@@ -43,6 +44,24 @@ async def test_few_new_steps_cost_nothing() -> None:
         refiner.add(sample)
     await refiner.refine()
     assert refiner.latency is known
+
+
+async def test_refits_take_a_bounded_share_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    refiner = Refiner(WRONG, lambda _: None)
+    for sample in make_samples(2 * RING):
+        refiner.add(sample)
+    with pytest.raises(asyncio.CancelledError):
+        await refiner.run(lambda: None)
+    assert slept == [PERIOD_S, max(PERIOD_S, LEAST_REST * refiner._took_s)]
+    assert refiner._took_s > 0
 
 
 async def test_hours_of_decode_do_not_drive_out_steps_with_prefill() -> None:

@@ -84,3 +84,38 @@ async def test_flush_waits_for_what_is_being_sent() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_frame_that_may_wait_travels_with_the_next_that_may_not() -> None:
+    bus = RecordingBus()
+    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
+    running = asyncio.create_task(outbox.run())
+    outbox.put(frame("a", 0, 1), wait_s=60.0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert bus.calls == []
+    await outbox.put(frame("b", 0, 2))
+    assert [[item.id for item in call] for call in bus.calls] == [["a", "b"]]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_frame_that_may_wait_leaves_in_time_by_itself() -> None:
+    bus = RecordingBus()
+    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
+    running = asyncio.create_task(outbox.run())
+    await outbox.put(frame("a", 0, 1), wait_s=0.01)
+    assert [item.tokens for item in bus.calls[0]] == [(1,)]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_flush_waits_for_nothing() -> None:
+    bus = RecordingBus()
+    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
+    running = asyncio.create_task(outbox.run())
+    outbox.put(frame("a", 0, 1), wait_s=60.0)
+    await outbox.flush()
+    assert len(bus.calls) == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
