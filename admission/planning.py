@@ -1,5 +1,6 @@
 """One plan after another: claims what can be planned, asks the policy, sends what it decided."""
 
+import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -157,10 +158,8 @@ class Planning:
             mine = await self._bus.reclaim(self._tiers.names, self._name)
             self._claims_unsure = False
             self._hold([claim for claim in mine if claim.request.id not in self.window])
-        for tier in self._tiers.names:
-            room = self.window.room()[tier]
-            if room > 0:
-                self._hold(await self._bus.claim(tier, self._name, room))
+        rooms, shared = self.window.rooms()
+        self._hold(await self._bus.claim_each(rooms, shared, self._name))
 
     def _hold(self, claims: Sequence[Claim]) -> None:
         if claims:
@@ -182,8 +181,10 @@ class Planning:
                 await self._reject(waiting, decision, lead, now_s)
 
     async def _apply(self, plan: Plan, lead: Lead, now_s: float, hop_s: float) -> None:
-        for request_id, decision in plan.dispatch.items():
-            await self._dispatch(request_id, decision, lead, hop_s)
+        sent = (self._dispatch(request_id, decision, lead, hop_s) for request_id, decision in plan.dispatch.items())
+        for answer in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
         for request_id, decision in plan.defer.items():
             waiting = self.window.get(request_id)
             if waiting is not None and await self._bus.note(waiting.claim, decision, lead.token):

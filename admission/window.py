@@ -12,7 +12,7 @@ from itertools import chain, islice
 
 from admission.objectives import resolve
 from admission.plan import Held, Worker
-from common.bus.interface import Claim
+from common.bus.interface import Claim, Room
 from common.messages import Decision
 
 SHARE = 4
@@ -75,13 +75,16 @@ class Window:
             del self._fresh[waiting.held.id]
         return fresh
 
-    def room(self) -> dict[str, int]:
-        """How many requests each tier may still hold, if only that tier claims."""
+    def rooms(self) -> tuple[dict[str, Room], int]:
+        """How many requests each tier may still hold, and how many seats they share beyond their own."""
         used = Counter(self._waiting[request_id].claim.request.tier for request_id in self._open)
-        kept_free = {tier: max(0, self._reserved - used[tier]) for tier in self._tiers}
-        free = self._size - len(self._open) - min(len(self._deferred), self._share) - sum(kept_free.values())
-        room = {tier: kept_free[tier] + max(0, free) for tier in self._tiers}
-        return {tier: min(n, self._share - used[tier]) if tier in self._offline else n for tier, n in room.items()}
+        own = {tier: max(0, self._reserved - used[tier]) for tier in self._tiers}
+        shared = self._size - len(self._open) - min(len(self._deferred), self._share) - sum(own.values())
+        rooms = {}
+        for tier in self._tiers:
+            most = own[tier] + max(0, shared)
+            rooms[tier] = Room(own[tier], min(most, self._share - used[tier]) if tier in self._offline else most)
+        return rooms, max(0, shared)
 
     def add(self, claims: Iterable[Claim], workers: Iterable[Worker], now_s: float) -> None:
         """Hold newly claimed requests."""

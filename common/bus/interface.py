@@ -64,6 +64,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """How many more requests of a tier a planner may hold: its ``own``, and never above ``most`` in all."""
+
+    own: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A request or entry that was given up, and why; ``id`` is empty where it can't be known."""
 
@@ -121,6 +129,12 @@ class AdmissionBus(Protocol):
 
     async def claim(self, tier: str, planner: str, count: int) -> Sequence[Claim]:
         """Up to ``count`` waiting requests of one tier, oldest first, never more than one tier's."""
+
+    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Sequence[Claim]:
+        """Waiting requests of several tiers in one step, oldest first in each.
+
+        A tier gets its own room and what earlier ones left of the ``shared``, but no more than its most.
+        """
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
         """Everything that earlier planners held; what ``max_deliveries`` of them had is dead-lettered and failed.

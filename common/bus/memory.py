@@ -7,7 +7,7 @@ process boundary is encoded and decoded as on the wire.
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from common.bus.interface import Claim, Cursor, DeadLetter, QueueDepth, Submitted
+from common.bus.interface import Claim, Cursor, DeadLetter, QueueDepth, Room, Submitted
 from common.bus.memory_log import cursor_at, number_of
 from common.bus.memory_store import MemoryStore, Stored
 from common.codec import decode, encode
@@ -105,6 +105,15 @@ class MemoryBus(MemoryStore):
         self._check_leader(planner)
         free = [number for number, waiting in self._tiers[tier].items() if waiting.planner is None]
         return [self._deliver(tier, number, planner) for number in free[: max(0, count)]]
+
+    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Sequence[Claim]:
+        """See :class:`AdmissionBus`."""
+        claims: list[Claim] = []
+        for tier, room in rooms.items():
+            got = await self.claim(tier, planner, min(room.most, room.own + shared))
+            shared -= max(0, len(got) - room.own)
+            claims += got
+        return claims
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
         """See :class:`AdmissionBus`."""

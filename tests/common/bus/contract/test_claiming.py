@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from common.bus.interface import START, Bus, Claim, DeadLetter
+from common.bus.interface import START, Bus, Claim, DeadLetter, Room
 from common.messages import Decided, End, Record, Stage, State, Verdict
 from tests.common.bus.steps import (
     CANCELLED,
@@ -182,3 +182,13 @@ async def test_reclaiming_wakes_no_reader_of_news(bus: Bus) -> None:
     cursor, _ = await bus.progress(START, 0)
     await bus.reclaim(["chat"], "planner")
     assert await bus.progress(cursor, 0) == (cursor, [])
+
+
+async def test_one_step_claims_each_tier_up_to_its_own_and_the_shared_room(bus: Bus) -> None:
+    chat = [await queued(bus, tier="chat") for _ in range(4)]
+    code = [await queued(bus, tier="code") for _ in range(4)]
+    await lead(bus)
+    got = await bus.claim_each({"chat": Room(1, 9), "idle": Room(5, 9), "code": Room(1, 2)}, 2, "planner")
+    assert ids(list(got)) == [*(one.id for one in chat[:3]), code[0].id]
+    rest = await bus.claim_each({"chat": Room(0, 0), "code": Room(0, 2)}, 9, "planner")
+    assert ids(list(rest)) == [code[1].id, code[2].id]
