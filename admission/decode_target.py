@@ -125,6 +125,8 @@ def decode_lane(
             rules.elastic,
         )
         if finish_s + early_s > queue.due_s[i]:
+            if spoils(i, lane, handed, queue, fleet, load, rules):
+                return -1
             handed = -1
     saved = 0.0
     if handed >= 0:
@@ -141,3 +143,25 @@ def keeps(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, tables: Flo
     if not may_keep(fleet, lane, rules.elastic) or used(i, lane, queue, fleet, load) > rules.decode_load:
         return False
     return _kv_fits(i, lane, queue, fleet, load.kv, tables, kv[lane])
+
+
+@compiled
+def spoils(i: int, lane: int, target: int, queue: Queue, fleet: Fleet, load: Load, rules: Rules) -> bool:
+    """Whether to decode there and not at the target costs the lane more prompts than this one is worth.
+
+    One tight decode on a lane without any takes half of its prompt rate for as long as it lasts, and those after it
+    find no hand-off in time either: under lasting load all lanes end up with a few, and none makes large batches.
+    """
+    lost = loss(i, lane, queue, fleet, load, rules.elastic) - loss(i, target, queue, fleet, load, rules.elastic)
+    return lost * rules.spoil_s > queue.tokens[i] * fleet.longest_s[lane] / fleet.max_batch[lane]
+
+
+@compiled
+def stays(
+    i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, kv: Floats, target: Ints
+) -> bool:
+    """Whether it may decode where it was prefilled although the hand-off to the target would come too late."""
+    best = target[fleet.kind[lane]]
+    if best >= 0 and best != lane and spoils(i, lane, best, queue, fleet, load, rules):
+        return False
+    return keeps(i, lane, queue, fleet, load, tables, rules, kv)

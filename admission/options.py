@@ -22,6 +22,8 @@ class PlannerOptions:
     ``decode_load``: share of a worker's tokens that promised decodes may use.
     ``pack_s``: how much later a prompt may end to spare a worker the loss of its whole prompt rate to a tight decode.
     ``hand_off``: share of an idle worker's prompt rate that a hand-off must save to be worth its while.
+    ``spoil_s``: how long a tight decode that its deadline keeps from a hand-off is reckoned to take prompt rate from
+    its worker, when all the fleet's rate is needed; where that would cost more prompts than its own, it is deferred.
     ``stray``: a worker that does not prefer prompts gets one if it ends earlier by this share of its time there.
     ``head_start``: share of the longest wait for a batch of the receiving worker that a hand-off is planned with; with
     1 the token after it is never late, and fewer requests can be promised.
@@ -38,6 +40,7 @@ class PlannerOptions:
     decode_load: float = 0.9
     pack_s: float = 0.25
     hand_off: float = 0.15
+    spoil_s: float = 0.7
     stray: float = 0.05
     head_start: float = 0.3
     draft_trust: float = 0.6
@@ -61,6 +64,7 @@ class PlannerOptions:
             "offline_lag_s",
             "later_round",
             "pack_s",
+            "spoil_s",
             "stray",
             *shares,
         ):

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from admission.core import work_of
-from admission.decode_target import decode_lane, hand_off_targets, keeps, loss
+from admission.decode_target import decode_lane, hand_off_targets, loss, stays
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load, head_start_s, may_take, refresh, take_link
 from admission.request_arrays import HOLD, SEND, Placed, Queue, Rules
@@ -47,7 +47,9 @@ def promise(
             stray_s = 0.0 if fleet.likes_prefill[at] else rules.stray * (finish_s - line.offset_s[at])
             handed = decode_lane(i, at, finish_s, queue, fleet, load, tables, rules, kv, target)
             for to in (handed, at):
-                if to < 0 or (to == at and to != handed and not keeps(i, at, queue, fleet, load, tables, rules, kv)):
+                if to < 0:
+                    continue
+                if to != handed and not stays(i, at, queue, fleet, load, tables, rules, kv, target):
                     continue
                 score = finish_s + stray_s
                 if rules.pack:

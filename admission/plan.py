@@ -109,6 +109,7 @@ class ClusterState:
 
     ``running`` is best a :class:`admission.table.RunningTable`, which keeps the arrays that a plan works on.
     ``survival`` is what is known of output lengths (None: nothing, so ``max_tokens`` is reserved).
+    ``arriving`` is how many prompt tokens a second came lately of requests that want a promise.
     """
 
     cycle: int
@@ -117,6 +118,7 @@ class ClusterState:
     workers: Mapping[str, Worker]
     hop_s: float
     survival: Survival | None = None
+    arriving: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from admission.arriving import Arriving
 from admission.attainable import unattainable
 from admission.cluster import Cluster
 from admission.hops import HopEstimate
@@ -54,6 +55,7 @@ class Planning:
         self._fallback: Policy = make_policy(FALLBACK, settings)
         self._sessions = Sessions()
         self._hops = HopEstimate(settings.hop_ms / 1e3)
+        self._arriving = Arriving()
         self._expected: dict[str, float] = {}
         self._log = PlanLog(settings.plan_log, settings.policy, options_of(settings)) if settings.plan_log else None
         self._cycle = 0
@@ -122,6 +124,7 @@ class Planning:
             workers=workers,
             hop_s=self._hops.seconds(now_s),
             survival=self.cluster.survival,
+            arriving=self._arriving.rate(now_s),
         )
         plan = self._call_policy(state, now_s)
         self._report.planned(state, plan, now_s, self._clock())
@@ -163,7 +166,10 @@ class Planning:
 
     def _hold(self, claims: Sequence[Claim]) -> None:
         if claims:
-            self.window.add(claims, self.cluster.workers.values(), self._clock())
+            now_s = self._clock()
+            self.window.add(claims, self.cluster.workers.values(), now_s)
+            wanted = [claim.request for claim in claims if claim.request.slo is not None]
+            self._arriving.add(sum(len(request.prompt) for request in wanted), now_s)
 
     async def _expire(self) -> None:
         for waiting in self.window.out_of_patience(self._clock()):

@@ -86,6 +86,7 @@ class PlanEntry:
     dispatch: tuple[Decided, ...]
     defer: tuple[Decided, ...]
     reject: tuple[Decided, ...]
+    arriving: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class PlanLog:
             _decided(plan.dispatch),
             _decided(plan.defer),
             _decided(plan.reject),
+            state.arriving,
         )
         self._write(encode(entry))
         if self._file.tell() > self._max_bytes:
@@ -168,7 +170,8 @@ def read_log(path: Path) -> Iterator[tuple[PlanEntry, ClusterState]]:
             known = None if item.survival is None else survival
             if item.survival is not None and (known is None or known.version != item.survival):
                 raise CodecError(f"{path}: plan {item.cycle} refers to survival tables that are not there")
-            yield item, ClusterState(item.cycle, item.held, item.running, workers, item.hop_s, known)
+            held, running = item.held, item.running
+            yield item, ClusterState(item.cycle, held, running, workers, item.hop_s, known, item.arriving)
         else:
             raise CodecError(f"{path} is not a log of plans")
 

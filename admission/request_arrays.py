@@ -42,6 +42,7 @@ class Rules(NamedTuple):
     hand_off: float
     stray: float
     head_start: float
+    spoil_s: float
 
 
 class Placed(Columns):

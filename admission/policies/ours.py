@@ -89,6 +89,7 @@ class Ours:
             hand_off=options.hand_off,
             stray=options.stray,
             head_start=options.head_start,
+            spoil_s=options.spoil_s * min(1.0, cycle.state.arriving / _prompt_rate(cycle, options.elastic)),
         )
 
     def _hopeful(self, cycle: _Cycle) -> Ints:
@@ -161,9 +162,9 @@ class Ours:
 
     def _lose_patience(self, cycle: _Cycle, waiting: list[int]) -> None:
         """Refuse what would wait longer than its sender wants to even if nothing else came and all decoders left."""
-        load, queue, fleet = cycle.at.load, cycle.at.queue, cycle.at.fleet
-        usable = takers(fleet, self._options.elastic)
-        rate = float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
+        load, queue = cycle.at.load, cycle.at.queue
+        usable = takers(cycle.at.fleet, self._options.elastic)
+        rate = _prompt_rate(cycle, self._options.elastic)
         ahead = float(load["backlog"][usable].sum() + load["loose_tokens"][usable].sum())
         for i in waiting:
             if cycle.placed["action"][i] != WAIT:
@@ -219,6 +220,13 @@ def _able(state: ClusterState) -> bool:
 
 def _urgency(one: Held) -> tuple[float, float, str]:
     return one.due_s, one.arrival_s, one.id
+
+
+def _prompt_rate(cycle: _Cycle, elastic: bool) -> float:
+    """Prompt tokens a second of all workers together if nothing decoded."""
+    fleet = cycle.at.fleet
+    usable = takers(fleet, elastic)
+    return float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
 
 
 def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int | None = None) -> Decision:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from admission.arriving import Arriving
 from admission.memory import SurvivalLearner
 from admission.plan import ClusterState, Held, Policy, Running, Worker
 from admission.table import RunningTable
@@ -44,6 +45,7 @@ class CentralPlanner:
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._workers = {number: self._worker(number) for number in range(len(world.engines))}
         self._learner = SurvivalLearner()
+        self._arriving = Arriving()
         for tier, tokens in history:
             self._learner.observe(tier, tokens)
         self._next_plan_s: float | None = None
@@ -55,7 +57,10 @@ class CentralPlanner:
 
     def arrived(self, row: int, now_s: float) -> None:
         """Hold it, and plan."""
-        self._queue.append(self._hold(row))
+        held = self._hold(row)
+        if held.objective is not None:
+            self._arriving.add(held.need_tokens, now_s)
+        self._queue.append(held)
         self._soon(now_s)
 
     def first_token(self, row: int, worker: int, now_s: float) -> None:
@@ -192,6 +197,7 @@ class CentralPlanner:
             workers=self._live_workers(),
             hop_s=self._world.settings.hop_s,
             survival=self._learner.snapshot((one.tier, one.generated_tokens) for one in self._table),
+            arriving=self._arriving.rate(now_s),
         )
         started_s = time.perf_counter()
         plan = self._policy.plan(state, now_s)

@@ -240,6 +240,23 @@ def test_tight_decodes_are_packed_on_one_worker() -> None:
     assert alone.decode_worker == "d1"
 
 
+def test_under_lasting_load_no_tight_decode_stays_alone_on_a_worker_because_its_hand_off_is_too_late() -> None:
+    fleet = [
+        make_worker(id="p", latency=SLOW_BASE),
+        make_worker(id="d", prefers=Stage.DECODE, latency=SLOW_BASE, may=frozenset({Stage.DECODE}), pull_s=1e-4),
+    ]
+    tight = Objective(99.0, 1.0, 0.06)
+    running = [make_running(objective=tight, decode_worker="d", first_token_s=99.9) for _ in range(4)]
+    held = make_held(need_tokens=500, objective=due_in(0.12, tpot_s=0.06))
+    state = state_of([held], fleet, running)
+    assert plan(state).dispatch[held.id].verdict is Verdict.ADMITTED
+    loaded = replace(state, arriving=5000.0)
+    assert plan(loaded).dispatch[held.id].verdict is Verdict.DEFERRED
+    assert plan(loaded, spoil_s=0.0).dispatch[held.id].verdict is Verdict.ADMITTED
+    soon_enough = replace(held, objective=due_in(0.5, tpot_s=0.06))
+    assert lanes(plan(replace(loaded, held=[soon_enough])).dispatch[held.id]) == ("p", "d")
+
+
 def test_kv_is_never_handed_to_an_engine_with_another_fingerprint() -> None:
     fleet = [
         make_worker(id="p", fingerprint="a", may=frozenset({Stage.PREFILL})),

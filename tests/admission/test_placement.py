@@ -29,6 +29,7 @@ RULES = Rules(
     hand_off=0.1,
     stray=0.25,
     head_start=1.0,
+    spoil_s=0.2,
 )
 
 

@@ -84,7 +84,7 @@ def test_a_log_from_before_pulls_and_drafts_were_measured_is_read_as_without(tmp
 
 
 def test_what_is_read_is_what_was_planned(tmp_path: Path) -> None:
-    state = make_state([make_held()], workers=measured_fleet())
+    state = make_state([make_held()], workers=measured_fleet(), arriving=1234.5)
     log = PlanLog(tmp_path / "log", "ours")
     log.add(state, NOW_S, Ours().plan(state, NOW_S))
     log.close()

@@ -259,6 +259,7 @@ async def test_plans_are_logged_and_replay_to_the_same_decisions(tmp_path: Path)
             await pipeline.bus.submit(request, 100)
         for request in requests:
             await pipeline.ended(request.id)
+    assert all(state.arriving > 0 for _, state in read_log(path))
     logged = [decided.request for entry, _ in read_log(path) for decided in entry.dispatch]
     assert sorted(logged) == sorted(request.id for request in requests)
     assert list(replay(path)) == []
