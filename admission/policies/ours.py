@@ -124,12 +124,16 @@ class Ours:
             promise(order, queue, at.fleet, at.load, at.tables, at.line, rules, cycle.placed)
 
     def _fill(self, cycle: _Cycle, waiting: list[int], hopeful: Ints, rules: Rules) -> None:
-        """Left-over capacity and its guaranteed share; who may yet be promised takes nothing of the share."""
+        """Left-over capacity, and its guaranteed share for who has waited long and can't be promised any more."""
         may_win = set(hopeful.tolist())
-        lost = np.array([i for i in waiting if i not in may_win], dtype=np.int64)
-        losing = np.array([i for i in waiting if i in may_win], dtype=np.int64)
+        lost = [i for i in waiting if i not in may_win]
+        since_s = cycle.now_s - self._options.best_effort_wait_s
+        owed = [i for i in lost if cycle.held[i].arrival_s <= since_s]
+        rest = [i for i in lost if cycle.held[i].arrival_s > since_s]
+        losing = [i for i in waiting if i in may_win]
         at = cycle.at
-        for order, share in ((lost, rules.loose_share), (losing, 0.0)):
+        for group, share in ((owed, rules.loose_share), (rest + losing, 0.0)):
+            order = np.array(group, dtype=np.int64)
             if len(order):
                 fill(order, at.queue, at.fleet, at.load, at.tables, rules._replace(loose_share=share), cycle.placed)
 

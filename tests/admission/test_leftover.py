@@ -12,10 +12,19 @@ def test_work_without_a_promise_runs_on_an_idle_worker() -> None:
 
 
 def test_under_load_each_worker_has_one_best_effort_prompt_and_no_more() -> None:
-    held = [make_held(objective=None) for _ in range(3)]
+    held = [make_held(objective=None, arrival_s=NOW_S - 6) for _ in range(3)]
     state = state_of(held, [make_worker(id="a")], busy("a"))
     assert list(plan(state).dispatch) == [held[0].id]
     assert not plan(state, best_effort_share=0.0).dispatch
+
+
+def test_best_effort_shares_a_busy_worker_only_after_a_while() -> None:
+    held = make_held(objective=None, arrival_s=NOW_S - 2)
+    state = state_of([held], [make_worker(id="a")], busy("a"))
+    assert not plan(state).dispatch
+    assert held.id in plan(state, best_effort_wait_s=2.0).dispatch
+    assert held.id in plan(state, NOW_S + 4).dispatch
+    assert held.id in plan(state_of([held], [make_worker(id="a")])).dispatch
 
 
 def test_the_longest_waiting_goes_first_and_offline_work_after_deferred_work() -> None:
