@@ -83,7 +83,7 @@ def timeline(
         out.decoders[lane] = load.decoders[lane]
         out.context[lane] = load.context[lane]
         out.offset_s[lane] = fleet.ready_s[lane] + (load.first_s[lane] if fleet.ready_s[lane] <= late_s else 0.0)
-        _refill(fleet, out, lane)
+        _refill(fleet, out, lane, 0)
     return out
 
 
@@ -112,10 +112,10 @@ def budget_of(fleet: Fleet, lane: int, seconds: float, rounds: float, decoders: 
 
 
 @compiled
-def _refill(fleet: Fleet, line: Timeline, lane: int) -> None:
-    """Compute a lane's budget anew."""
-    best = -math.inf
-    for h in range(line.times.shape[0]):
+def _refill(fleet: Fleet, line: Timeline, lane: int, first: int) -> None:
+    """Compute a lane's budget anew from a column on."""
+    best = line.budget[lane, first - 1] if first > 0 else -math.inf
+    for h in range(first, line.times.shape[0]):
         best = max(
             best, _budget_at(fleet, line, lane, h, line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h])
         )
@@ -159,12 +159,12 @@ def add_prompts(line: Timeline, lanes: Ints, due: Floats, work: Floats) -> None:
 @compiled
 def add_decoder(fleet: Fleet, line: Timeline, lane: int, due: float, tpot: float, context: float) -> None:
     """A decoder whose first token is due then."""
-    for h in range(line.times.shape[0]):
-        if line.times[h] > due:
-            line.rounds[lane, h] = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
-            line.decoders[lane, h] += 1
-            line.context[lane, h] += context
-    _refill(fleet, line, lane)
+    first = column_of(line, due) + 1
+    for h in range(first, line.times.shape[0]):
+        line.rounds[lane, h] = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
+        line.decoders[lane, h] += 1
+        line.context[lane, h] += context
+    _refill(fleet, line, lane, first)
 
 
 @compiled
@@ -176,8 +176,10 @@ def stays_in_time(
     No work: it is prefilled elsewhere. An infinite TPOT: it is decoded elsewhere. A prompt that is late anyhow forbids
     nothing that is due after it.
     """
-    best = -math.inf
-    for h in range(line.times.shape[0]):
+    count = line.times.shape[0]
+    first = min(column if work > 0 else count, column_of(line, due) + 1 if tpot < math.inf else count)
+    best = line.budget[lane, first - 1] if first > 0 else -math.inf  # until then all stays as it is
+    for h in range(first, count):
         rounds, decoders, held = line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h]
         if line.times[h] > due and tpot < math.inf:
             rounds = max(rounds, math.floor((line.times[h] - due) / tpot))
