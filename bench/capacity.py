@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.set_defaults(length_scale=None)
     real = parser.add_argument_group("real runs")
     real.add_argument("--log-dir", type=Path, metavar="DIR", help="keep a log of every request and process here")
-    real.add_argument("--parameters", default="25M", help="size of the random model")
+    real.add_argument("--parameters", default="50M", help="size of the random model")
     real.add_argument("--chunk", type=int, help="vllm-tuned's max_num_batched_tokens; default: the best of a sweep")
     real.add_argument(
         "--recalibrate", action="store_true", help="measure this machine's zero-load times and steps anew"

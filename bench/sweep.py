@@ -50,6 +50,7 @@ class Part:
 PARTS: Mapping[str, Part] = {
     "opt-poisson": Part("opt-13b-tp2-a100", "poisson", ALL_SYSTEMS),
     "opt-bursty": Part("opt-13b-tp2-a100", "bursty", ALL_SYSTEMS),
+    "opt-phased": Part("opt-13b-tp2-a100", "phased", ALL_SYSTEMS),
     "opt-trace": Part("opt-13b-tp2-a100", "trace", ALL_SYSTEMS),
     "qwen-poisson": Part("qwen2.5-7b-h100", "poisson", WITHOUT_DRAFTS),
     "qwen-bursty": Part("qwen2.5-7b-h100", "bursty", WITHOUT_DRAFTS),

@@ -50,7 +50,7 @@ class RealOptions:
     ``chunk`` spares the sweep for ``vllm-tuned``. ``environment`` are settings of the product.
     """
 
-    parameters: str = "25M"
+    parameters: str = "50M"
     log_dir: Path | None = None
     cache_dir: Path = Path(".cache/bench")
     stop_below: float | None = None

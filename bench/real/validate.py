@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hop-ms", type=float, default=HOP_S * 1e3, help="of a first token, as bench.overhead measures"
     )
-    parser.add_argument("--parameters", default="25M")
+    parser.add_argument("--parameters", default="50M")
     parser.add_argument("--log-dir", type=Path, metavar="DIR")
     add_arrivals(parser)
     parser.set_defaults(length_scale=0.25)

@@ -146,7 +146,7 @@ def _arrivals(settings: Found) -> str:
 
 
 def _rank(mode: str, preset: str, arrivals: str) -> tuple[Any, ...]:
-    order = ("poisson", "bursty")
+    order = ("poisson", "bursty", "phased")
     return (mode != "sim", preset, order.index(arrivals) if arrivals in order else len(order), arrivals)
 
 
