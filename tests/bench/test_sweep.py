@@ -36,7 +36,7 @@ def test_a_study_is_run_once_for_the_same_code(
 def test_what_would_be_run_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--folder", str(tmp_path), "--trace", "some/code.csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 * 6
+    assert len(lines) == 6 * 6
     replayed = [line for line in lines if "--arrivals trace" in line]
     assert len(replayed) == 6
     assert all("code.csv" in line for line in replayed)
