@@ -8,6 +8,7 @@ by decode tier. States that are worse in value, memory and budget than another o
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from common.latency_model import Batch, LatencyModel
 
@@ -33,7 +34,7 @@ class Replica:
     """What a replica has: ``decoders`` counts running ones by TPOT.
 
     ``shares_batches`` is False where decodes run on another worker, whose model is ``decode_latency``: then they take
-    nothing of the prompts' time and must only keep up themselves.
+    nothing of the prompts' time and must only keep up themselves. ``acceptance`` is that of drafts, 0 without any.
     """
 
     latency: LatencyModel
@@ -45,6 +46,7 @@ class Replica:
     seats: int
     context_tokens: int
     decode_latency: LatencyModel
+    acceptance: float = 0.0
 
     def with_one(self, tpot_s: float, prompt_tokens: int, memory_tokens: int) -> "Replica":
         """The same with one more request, of best effort if ``tpot_s`` is infinite."""
@@ -78,7 +80,31 @@ def prefill_budget(replica: Replica, seconds: float, decoders: Mapping[float, in
     held = min(replica.max_batch_tokens, replica.latency.tokens_within(length_s, count, context))
     rest = min(replica.max_batch_tokens, replica.latency.tokens_within(seconds - batches * length_s, count, context))
     due = sum(count * math.floor(seconds / tpot_s) for tpot_s, count in tiers.items())
-    return batches * held + rest - due
+    plain = batches * held + rest - due
+    return max(plain, _with_drafts(replica, seconds, tiers, context)) if tiers and replica.acceptance > 0 else plain
+
+
+def _with_drafts(replica: Replica, seconds: float, tiers: Mapping[float, int], context: int) -> float:
+    """PB* where decoders draft: batches of ``T = min TPOT*Acc(sl)``, in which each takes ``sl`` tokens."""
+    length_s, drafting_s, used = _speculated(tuple(sorted(tiers.items())), replica.latency, replica.acceptance)
+    count = sum(tiers.values())
+
+    def room(of_s: float) -> float:
+        return min(replica.max_batch_tokens, replica.latency.tokens_within(of_s - drafting_s, count, context)) - used
+
+    batches = math.floor(seconds / length_s)
+    return batches * room(length_s) + max(0.0, room(seconds - batches * length_s))
+
+
+@lru_cache(maxsize=4096)
+def _speculated(
+    tiers: tuple[tuple[float, int], ...], latency: LatencyModel, acceptance: float
+) -> tuple[float, float, float]:
+    """Length of a batch, the part of it that draft steps take, and the tokens that decoders take."""
+    lengths = speculation([(str(tpot_s), tpot_s, count) for tpot_s, count in tiers], latency, acceptance)
+    length_s = min(tpot_s * accepted_tokens(lengths[str(tpot_s)], acceptance) for tpot_s, _ in tiers)
+    drafting_s = max(piece.k_draft for piece in latency.pieces) * (max(lengths.values()) - 1)
+    return length_s, drafting_s, sum(count * lengths[str(tpot_s)] for tpot_s, count in tiers)
 
 
 def keeps_up(replica: Replica, decoders: Mapping[float, int]) -> bool:

@@ -52,7 +52,7 @@ class SlosServe:
 
     def plan(self, state: ClusterState, now_s: float) -> Plan:
         """Decide on the held requests; who was declined once is not asked about again."""
-        cycle = _Cycle(state, now_s, _pairs(state, now_s))
+        cycle = _Cycle(state, now_s, _pairs(state, now_s, self._acceptance))
         if not cycle.pairs:
             return Plan({}, {}, {})
         new = [one for one in state.held if one.objective is not None and not one.deferred and not one.missed_round]
@@ -87,7 +87,7 @@ class SlosServe:
         return speculation(per_replica, replica.latency, self._acceptance)
 
 
-def _pairs(state: ClusterState, now_s: float) -> list[_Pair]:
+def _pairs(state: ClusterState, now_s: float, acceptance: float) -> list[_Pair]:
     """One replica for each prefill worker; decode workers are shared out in turn."""
     lanes = lanes_of(state, now_s)
     prefills = sorted(pool(lanes.values(), Stage.PREFILL), key=lambda lane: lane.worker.id)
@@ -101,11 +101,11 @@ def _pairs(state: ClusterState, now_s: float) -> list[_Pair]:
             same = [prefill]
         if same:
             decode = same[i % len(same)]
-            pairs.append(_Pair(prefill, decode, _replica(state, prefill, decode)))
+            pairs.append(_Pair(prefill, decode, _replica(state, prefill, decode, acceptance)))
     return pairs
 
 
-def _replica(state: ClusterState, prefill: Lane, decode: Lane) -> Replica:
+def _replica(state: ClusterState, prefill: Lane, decode: Lane, acceptance: float) -> Replica:
     worker = decode.worker
     counts = Counter(_tpot_s(one) for one in state.running if one.decode_worker == worker.id and one.objective)
     memory = KV_LIMIT * worker.total_blocks * worker.block_size - decode.committed_tokens
@@ -120,6 +120,7 @@ def _replica(state: ClusterState, prefill: Lane, decode: Lane) -> Replica:
         seats=worker.max_seqs - decode.decoders,
         context_tokens=decode.kv_tokens,
         decode_latency=worker.latency,
+        acceptance=acceptance if any(piece.k_draft > 0 for piece in worker.latency.pieces) else 0.0,
     )
 
 

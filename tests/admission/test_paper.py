@@ -22,6 +22,20 @@ def test_batches_end_at_the_tightest_deadline_and_loose_decoders_skip_some() -> 
     assert prefill_budget(REPLICA, 0.2, {0.05: 2, 0.1: 10}) == 4 * 400 - 4 * 2 - 2 * 10
 
 
+def test_drafts_make_batches_longer_and_so_leave_more_for_prompts() -> None:
+    drafting = replace(REPLICA, acceptance=0.7)
+    drafts = speculation([("a", 0.05, 2)], MODEL, 0.7)["a"]
+    length_s = 0.05 * accepted_tokens(drafts, 0.7)
+    held = MODEL.tokens_within(length_s - 5e-3 * (drafts - 1), 2, 0) - 2 * drafts
+    assert drafts > 1
+    assert prefill_budget(drafting, 4.01 * length_s, {0.05: 2}) == 4 * held
+    assert prefill_budget(drafting, 4.01 * length_s, {0.05: 2}) > prefill_budget(REPLICA, 4.01 * length_s, {0.05: 2})
+
+
+def test_drafts_that_are_never_right_change_no_budget() -> None:
+    assert prefill_budget(replace(REPLICA, acceptance=1e-6), 0.2, {0.05: 2}) == prefill_budget(REPLICA, 0.2, {0.05: 2})
+
+
 def test_decoders_elsewhere_take_nothing_of_the_prompts_time() -> None:
     apart = replace(REPLICA, shares_batches=False)
     assert prefill_budget(apart, 0.2, {0.05: 2}) == prefill_budget(apart, 0.2, {})
