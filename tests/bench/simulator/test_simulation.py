@@ -67,7 +67,8 @@ def test_the_loss_of_a_worker_loses_no_request_and_no_token(system: str) -> None
 
 def test_what_a_lost_worker_had_computed_is_computed_again() -> None:
     items = workload(rate=6.0)
-    assert run(items, failures=(Failure(0, 6.0, 10.0),)).tokens > run(items).tokens
+    busy_s = items[len(items) // 2].arrival_s + 0.2
+    assert run(items, failures=(Failure(0, busy_s, busy_s + 4.0),)).tokens > run(items).tokens
 
 
 def test_tokens_that_a_client_has_are_not_made_again_after_a_loss() -> None:
