@@ -10,7 +10,9 @@
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -185,19 +187,18 @@ class Ours:
                 ahead += float(queue["tokens"][i])
 
     def _plan(self, cycle: _Cycle, waiting: list[int]) -> Plan:
-        placed = cycle.placed
-        sent = np.flatnonzero(placed["action"] == SEND).tolist()
-        promised = [i for i in sent if math.isfinite(placed["finish_s"][i])]
-        for i in promised:
-            one = cycle.held[i]
-            reason = "promoted" if one.deferred else "feasible"
-            cycle.dispatch[one.id] = _decision(cycle, one, Verdict.ADMITTED, Refusal(reason, None), i)
-        for i in waiting:
-            one = cycle.held[i]
-            if placed["action"][i] == SEND:
-                cycle.defer.pop(one.id, None)
-                why = Refusal("best_effort" if one.objective is None else "left_over_capacity", None)
-                cycle.dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, i)
+        placed, held = cycle.placed, cycle.held
+        sent = placed["action"] == SEND
+        promised = np.flatnonzero(sent & np.isfinite(placed["finish_s"]))
+        for i, where in zip(promised.tolist(), _places(cycle, promised), strict=True):
+            reason = "promoted" if held[i].deferred else "feasible"
+            cycle.dispatch[held[i].id] = _decision(cycle, held[i], Verdict.ADMITTED, Refusal(reason, None), where)
+        loose = np.array([i for i in waiting if sent[i]], dtype=np.int64)
+        for i, where in zip(loose.tolist(), _places(cycle, loose), strict=True):
+            one = held[i]
+            cycle.defer.pop(one.id, None)
+            why = Refusal("best_effort" if one.objective is None else "left_over_capacity", None)
+            cycle.dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, where)
         return Plan(cycle.dispatch, cycle.defer, cycle.reject, self._wake_s(cycle))
 
     def _wake_s(self, cycle: _Cycle) -> float | None:
@@ -233,16 +234,39 @@ def _prompt_rate(cycle: _Cycle, elastic: bool) -> float:
     return float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
 
 
-def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int | None = None) -> Decision:
-    objective, placed, at = one.objective, cycle.placed, cycle.at
-    lanes = (None, None) if i is None else (at.lanes[placed["prefill"][i]], at.lanes[placed["decode"][i]])
-    ttft_ms = tpot_ms = None
-    if i is not None and math.isfinite(placed["finish_s"][i]):
-        decode = placed["decode"][i]
-        latency = cycle.state.workers[at.lanes[decode]].latency
-        finish_s = float(placed["finish_s"][i]) / at.stretch  # what is expected, without the margin
-        ttft_ms = (cycle.now_s + cycle.state.hop_s + finish_s - one.arrival_s) * 1e3
-        tpot_ms = latency.decode_seconds(int(at.load["decoders"][decode]), int(at.load["context"][decode])) * 1e3
+class _Place(NamedTuple):
+    """Where a request runs; what is expected there, without the margin, is None where nothing is promised."""
+
+    prefill: str | None
+    decode: str | None
+    end_s: float | None
+    tpot_ms: float | None
+
+
+def _places(cycle: _Cycle, rows: Ints) -> Iterator[_Place]:
+    """Of requests that are sent."""
+    at, placed = cycle.at, cycle.placed
+    decoders, context = at.load["decoders"], at.load["context"]
+    tpot_ms: dict[int, float] = {}
+    columns = (placed[name][rows].tolist() for name in ("prefill", "decode", "finish_s"))
+    for prefill, decode, finish_s in zip(*columns, strict=True):
+        names = at.lanes[prefill], at.lanes[decode]
+        if not math.isfinite(finish_s):
+            yield _Place(*names, None, None)
+            continue
+        if decode not in tpot_ms:
+            latency = cycle.state.workers[names[1]].latency
+            tpot_ms[decode] = latency.decode_seconds(int(decoders[decode]), int(context[decode])) * 1e3
+        yield _Place(*names, finish_s / at.stretch, tpot_ms[decode])
+
+
+_NOWHERE = _Place(None, None, None, None)
+
+
+def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, where: _Place = _NOWHERE) -> Decision:
+    objective, ttft_ms = one.objective, None
+    if where.end_s is not None:
+        ttft_ms = (cycle.now_s + cycle.state.hop_s + where.end_s - one.arrival_s) * 1e3
     thinking_s = objective.thinking_tpot_s if objective else None
     return Decision(
         verdict=verdict,
@@ -253,8 +277,8 @@ def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, i: int |
         tpot_ms=objective.tpot_s * 1e3 if objective else None,
         thinking_tpot_ms=None if thinking_s is None else thinking_s * 1e3,
         predicted_ttft_ms=ttft_ms,
-        predicted_tpot_ms=tpot_ms,
-        prefill_worker=lanes[0],
-        decode_worker=lanes[1],
+        predicted_tpot_ms=where.tpot_ms,
+        prefill_worker=where.prefill,
+        decode_worker=where.decode,
         retry_after_s=why.retry_after_s,
     )
