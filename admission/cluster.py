@@ -22,13 +22,16 @@ class Cluster:
         self._attempts: dict[str, int] = {}
         self._lengths = SurvivalLearner()
         self._stepped_s: dict[str, float] = {}
+        self._busy_until_s: Mapping[str, float] = {}
 
     @property
     def workers(self) -> dict[str, Worker]:
         """Workers that may get work, by id."""
-        stepped_s = self._stepped_s
+        stepped_s, busy_until_s = self._stepped_s, self._busy_until_s
         ready = [state for state in self._states.values() if state.ready and not state.draining]
-        return {state.id: _worker(state, stepped_s.get(state.id, 0.0)) for state in ready}
+        return {
+            state.id: _worker(state, stepped_s.get(state.id, 0.0), busy_until_s.get(state.id, 0.0)) for state in ready
+        }
 
     @property
     def states(self) -> Mapping[str, WorkerState]:
@@ -50,6 +53,10 @@ class Cluster:
         self._states = {name: state for name, state in states.items() if state is not None}
         self._stepped_s = {name: time_s for name, time_s in self._stepped_s.items() if name in self._states}
         return [name for name, state in states.items() if state is None]
+
+    def busy(self, until_s: Mapping[str, float]) -> None:
+        """Take in until when workers said that their iterations last."""
+        self._busy_until_s = until_s
 
     def dispatched(self, held: Held, decision: Decision, attempt: int) -> None:
         """A request was given to its prefill worker."""
@@ -144,7 +151,7 @@ class Cluster:
         self._attempts.clear()
 
 
-def _worker(state: WorkerState, stepped_s: float) -> Worker:
+def _worker(state: WorkerState, stepped_s: float, busy_until_s: float) -> Worker:
     return Worker(
         id=state.id,
         prefers=state.prefers,
@@ -161,4 +168,5 @@ def _worker(state: WorkerState, stepped_s: float) -> Worker:
         draft_tokens=state.draft_tokens,
         pull_s=state.pull_s_per_token,
         stepped_s=stepped_s,
+        busy_until_s=busy_until_s,
     )

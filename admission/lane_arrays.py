@@ -105,6 +105,9 @@ class Load(Columns):
 PIECES = 4
 """Pieces of a roofline that a plan knows; of more, the last are left out."""
 
+NEWS_S = 0.01
+"""So long after its expected end an iteration counts as about to end: it may be late, and so may the news."""
+
 LEAST_BATCH = 32
 """Tokens of a batch that an engine makes however long that takes."""
 
@@ -151,10 +154,18 @@ def fleet_of(
                 1 + draft_trust * (worker.draft_tokens - 1),
                 worker.pull_s,
                 max(0.0, worker.busy_until_s - now_s),
-                now_s - worker.stepped_s if worker.stepped_s > 0 and worker.busy_until_s == 0 else -1.0,
+                _since_s(worker, now_s),
             )
         )
     return cast(Fleet, np.array(rows, dtype=FLEET))
+
+
+def _since_s(worker: Worker, now_s: float) -> float:
+    """How long ago an iteration ended that another may have followed; negative where it is not to be guessed."""
+    if now_s < worker.busy_until_s + NEWS_S:
+        return -1.0
+    ended_s = max(worker.stepped_s, worker.busy_until_s)
+    return now_s - ended_s if ended_s > 0 else -1.0
 
 
 @lru_cache(maxsize=1024)

@@ -162,7 +162,9 @@ class Planning:
             self._claims_unsure = False
             self._hold([claim for claim in mine if claim.request.id not in self.window])
         rooms, shared = self.window.rooms()
-        self._hold(await self._bus.claim_each(rooms, shared, self._name))
+        claimed = await self._bus.claim_each(rooms, shared, self._name)
+        self._hold(claimed.claims)
+        self.cluster.busy(claimed.busy_until_s)
 
     def _hold(self, claims: Sequence[Claim]) -> None:
         if claims:

@@ -94,6 +94,11 @@ class Keys:
         """Stream: requests that were given up, with the reason."""
         return self._key("dead-letters")
 
+    @property
+    def busy(self) -> str:
+        """Hash: until when each worker said that its present iteration lasts."""
+        return self._key("busy")
+
     def steps(self, fingerprint: str) -> str:
         """Stream (bounded log): measured engine steps of all workers of one fingerprint."""
         return self._key("steps", fingerprint)

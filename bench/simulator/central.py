@@ -194,7 +194,7 @@ class CentralPlanner:
             cycle=self.plans,
             held=list(self._held.values()),
             running=self._table,
-            workers=self._live_workers(),
+            workers=self._live_workers(now_s),
             hop_s=self._world.settings.hop_s,
             survival=self._learner.snapshot((one.tier, one.generated_tokens) for one in self._table),
             arriving=self._arriving.rate(now_s),
@@ -228,15 +228,13 @@ class CentralPlanner:
             held = self._queue.popleft()
             self._held[held.id] = held
 
-    def _live_workers(self) -> dict[str, Worker]:
+    def _live_workers(self, now_s: float) -> dict[str, Worker]:
         live = {number: worker for number, worker in self._workers.items() if number not in self._dead}
-        if not self._world.settings.steps_known:
-            stepped_s = self._stepped_s
-            return {self._names[number]: replace(one, stepped_s=stepped_s[number]) for number, one in live.items()}
-        engines = self._world.engines
+        engines, known = self._world.engines, self._world.settings.steps_known
+        until_s = {n: engines[n].busy_until_s if known else engines[n].told_until_s(now_s) for n in live}
         return {
-            self._names[number]: replace(worker, busy_until_s=engines[number].busy_until_s)
-            for number, worker in live.items()
+            self._names[n]: replace(one, busy_until_s=until_s[n], stepped_s=0.0 if known else self._stepped_s[n])
+            for n, one in live.items()
         }
 
     def _fate(self, name: str, decision: Decision) -> None:

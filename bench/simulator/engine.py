@@ -4,6 +4,7 @@ What is in it is a set of rows of the book. Whoever gives it work is told of fir
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -46,6 +47,7 @@ class Engine:
         self.pace_s = 0.0
         self.draft_tokens = 1.0
         self.busy_until_s = 0.0
+        self.told: deque[tuple[float, float]] = deque(maxlen=2)
         self.stepping = False
         self.handing_over: dict[int, Engine] = {}
         self._epoch = 0
@@ -64,8 +66,13 @@ class Engine:
         self._poll_s = POLL_S
         self._polling = False
         self._starts = 0
+        self._spoke = False
 
     # what is here
+
+    def told_until_s(self, now_s: float) -> float:
+        """When the last iteration ends that frames have told of: those of one say how long the next will take."""
+        return next((until_s for known_s, until_s in reversed(self.told) if known_s <= now_s), 0.0)
 
     @property
     def members(self) -> list[int]:
@@ -170,6 +177,8 @@ class Engine:
         self.counters.busy_s += seconds
         self.counters.most_blocks = max(self.counters.most_blocks, self.used_blocks)
         self.busy_until_s = now_s + formed.seconds
+        if self._spoke:
+            self.told.append((now_s + self._reply_s, self.busy_until_s))
         self.pace_s = seconds if not self.pace_s else PACE_MEMORY * self.pace_s + (1 - PACE_MEMORY) * seconds
         self._agenda.at(now_s + seconds, Kind.STEP_END, self._guarded(lambda end_s: self._end(formed, end_s)))
 
@@ -201,7 +210,9 @@ class Engine:
             self.book.rows, self.book.times_s, formed.rows, formed.tokens, formed.drafts, right,
             self.preset.acceptance, self.preset.block_size, now_s + self._reply_s, flags, accepted,
         )  # fmt: skip
-        self.counters.emitted += int(self.book.rows["count"][formed.rows].sum()) - made_before
+        made = int(self.book.rows["count"][formed.rows].sum()) - made_before
+        self.counters.emitted += made
+        self._spoke = made > 0
         if drafted:
             self._verified(formed, flags, accepted)
             each = 1 + float(accepted.sum()) / np.count_nonzero(formed.drafts)

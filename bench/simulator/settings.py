@@ -22,7 +22,7 @@ class SimulationSettings:
     dead. ``noise``: deviation of an iteration's duration (lognormal). ``window``: requests that the planner holds.
     ``drain_s``: how long after the last arrival unfinished requests are still followed. ``prefill_workers``: how many
     of the workers prefer prompts; with 0 all are alike. ``steps_known``: the planner is told when each
-    iteration ends; the product is not, and estimates it.
+    iteration will end; the product is where frames tell of it, and else estimates it.
     """
 
     workers: int = 4

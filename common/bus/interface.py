@@ -64,6 +64,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a planner is told before a plan: new claims, and until when each worker last said that it is busy."""
+
+    claims: Sequence[Claim]
+    busy_until_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """How many more requests of a tier a planner may hold: its ``own``, and never above ``most`` in all."""
 
@@ -130,7 +138,7 @@ class AdmissionBus(Protocol):
     async def claim(self, tier: str, planner: str, count: int) -> Sequence[Claim]:
         """Up to ``count`` waiting requests of one tier, oldest first, never more than one tier's."""
 
-    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Sequence[Claim]:
+    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Claimed:
         """Waiting requests of several tiers in one step, oldest first in each.
 
         A tier gets its own room and what earlier ones left of the ``shared``, but no more than its most.
@@ -181,9 +189,10 @@ class WorkerBus(Protocol):
     async def take(self, stage: Stage, worker: str, count: int) -> Sequence[Work]:
         """Up to ``count`` pieces of work, oldest first; without waiting. Ended requests are left out."""
 
-    async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
+    async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """Append tokens and ends to records and pass them to their apis, one stream entry per api.
 
+        ``busy_until_s`` is when the worker's present iteration is expected to end, which :meth:`claim_each` tells.
         An item is False, and has no effect, if its attempt is old, its request has ended or ``worker`` does not
         have it: the worker must drop that request. Tokens before the record's position are dropped, so a replay
         is True and has no effect. After a gap, which only a loss of data in Redis leaves, the request goes back to

@@ -7,7 +7,7 @@ process boundary is encoded and decoded as on the wire.
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from common.bus.interface import Claim, Cursor, DeadLetter, QueueDepth, Room, Submitted
+from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, QueueDepth, Room, Submitted
 from common.bus.memory_log import cursor_at, number_of
 from common.bus.memory_store import MemoryStore, Stored
 from common.codec import decode, encode
@@ -106,14 +106,15 @@ class MemoryBus(MemoryStore):
         free = [number for number, waiting in self._tiers[tier].items() if waiting.planner is None]
         return [self._deliver(tier, number, planner) for number in free[: max(0, count)]]
 
-    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Sequence[Claim]:
+    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Claimed:
         """See :class:`AdmissionBus`."""
+        self._check_leader(planner)
         claims: list[Claim] = []
         for tier, room in rooms.items():
             got = await self.claim(tier, planner, min(room.most, room.own + shared))
             shared -= max(0, len(got) - room.own)
             claims += got
-        return claims
+        return Claimed(claims, dict(self._busy_until_s))
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
         """See :class:`AdmissionBus`."""
@@ -166,6 +167,7 @@ class MemoryBus(MemoryStore):
         """See :class:`AdmissionBus`."""
         self._check_token(token)
         self._workers.pop(worker, None)
+        self._busy_until_s.pop(worker, None)
         self._controls.pop(worker, None)
         self._buried.add(worker)
         for stage in Stage:
@@ -220,8 +222,10 @@ class MemoryBus(MemoryStore):
                 taken.append(stored.work)
         return taken
 
-    async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
+    async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """See :class:`WorkerBus`."""
+        if frames and busy_until_s > 0:
+            self._busy_until_s[worker] = busy_until_s
         return [self._accept(worker, _over_the_wire(frame)) for frame in frames]
 
     async def hand_off(self, worker: str, work: Work) -> bool:

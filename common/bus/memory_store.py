@@ -95,6 +95,7 @@ class MemoryStore:
         self._token = 0
         self._workers: dict[str, tuple[WorkerState | None, float]] = {}
         self._buried: set[str] = set()
+        self._busy_until_s: dict[str, float] = {}
 
     def _next(self) -> int:
         self._count += 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.bus.interface import START, Claim, Cursor, Room
+from common.bus.interface import START, Claim, Claimed, Cursor, Room
 from common.bus.redis_client import RedisClient, log
 from common.bus.redis_wire import claim_from, progress_from, record_from
 from common.codec import decode, encode
@@ -32,16 +32,17 @@ class RedisAdmission(RedisClient):
 
     async def claim(self, tier: str, planner: str, count: int) -> Sequence[Claim]:
         """See the interface."""
-        return await self.claim_each({tier: Room(0, max(0, count))}, max(0, count), planner)
+        claimed = await self.claim_each({tier: Room(0, max(0, count))}, max(0, count), planner)
+        return claimed.claims
 
-    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Sequence[Claim]:
+    async def claim_each(self, rooms: Mapping[str, Room], shared: int, planner: str) -> Claimed:
         """See the interface."""
         wanted = [part for tier, room in rooms.items() if room.most > 0 for part in (tier, room.own, room.most)]
-        answer = await self._run("claim", planner, shared, *wanted) if wanted else []
+        answer, busy = await self._run("claim", planner, shared, *wanted)
         claims = []
         for tier, found in zip(answer[::2], answer[1::2], strict=True):
             claims += await self._readable(tier.decode(), found)
-        return claims
+        return Claimed(claims, {name.decode(): float(until) for name, until in zip(busy[::2], busy[1::2], strict=True)})
 
     async def reclaim(self, tiers: Sequence[str], planner: str, max_deliveries: int = 3) -> Sequence[Claim]:
         """See the interface."""

@@ -170,4 +170,5 @@ def _script_keys(keys: Keys) -> tuple[str, ...]:
         keys.led_by,
         keys.finished,
         keys.dead_letters,
+        keys.busy,
     )

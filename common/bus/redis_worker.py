@@ -50,12 +50,12 @@ class RedisWorker(RedisClient):
                 await self._run("end", request_id, "", CORRUPT.state.value, encode(CORRUPT), CORRUPT.reason)
         return work
 
-    async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
+    async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """See the interface."""
         accepted: list[bool] = []
         for start in range(0, len(frames), FRAMES_PER_CALL):
             arguments = [part for frame in frames[start : start + FRAMES_PER_CALL] for part in _parts(frame)]
-            accepted += [bool(item) for item in await self._run("emit", worker, *arguments)]
+            accepted += [bool(item) for item in await self._run("emit", worker, busy_until_s, *arguments)]
         return accepted
 
     async def hand_off(self, worker: str, work: Work) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.latency_model import LatencyModel, Piece
 
-_STATE = struct.Struct("<Q12d")
+_STATE = struct.Struct("<Q13d")
 _HEAD = struct.Struct("<Q")
 _EVENT = struct.Struct("<QQQ6d")
 _HEAD_AT = _STATE.size
@@ -69,6 +69,7 @@ class CoreState:
     preempted: float = 0
     plan_s: float = 0
     draft_tokens: float = 0
+    busy_until_s: float = 0
 
 
 @dataclass(frozen=True, slots=True)

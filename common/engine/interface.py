@@ -135,6 +135,9 @@ class Engine(Protocol):
     def load(self) -> Load:
         """Present load; cheap, called with every heartbeat."""
 
+    def busy_until_s(self) -> float:
+        """When the last iteration that was begun is expected to end, epoch seconds; 0 where that is unknown. Cheap."""
+
     def take_samples(self) -> list[StepSample]:
         """Batches run since the last call, newest last, with their measured seconds; bounded, the oldest go."""
 

@@ -72,7 +72,7 @@ class SimulatedEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._dead = False
-        self._step_s = 0.0
+        self._step_s = self._busy_until_s = 0.0
 
     async def start(self) -> Facts:
         """Begin to run."""
@@ -136,6 +136,10 @@ class SimulatedEngine:
             latency=self.latency,
         )
 
+    def busy_until_s(self) -> float:
+        """See :class:`common.engine.interface.Engine`."""
+        return self._busy_until_s
+
     def take_samples(self) -> list[StepSample]:
         """Iterations since the last call, the newest 4,096 of them."""
         taken = list(self._samples)
@@ -179,6 +183,7 @@ class SimulatedEngine:
             batch = batch_of(grants)
             self._step_s = self._speed.seconds(batch)
             self._samples.append(StepSample(**asdict(batch), seconds=self._step_s))
+            self._busy_until_s = self._clock.now_s() + self._step_s
             await self._clock.sleep(self._step_s)
             for sequence in self._core.apply(grants, self._clock.now_s()):
                 self._emit(sequence)

@@ -168,6 +168,10 @@ class VllmEngine:
             draft_tokens=max(1.0, state.draft_tokens),
         )
 
+    def busy_until_s(self) -> float:
+        """See :class:`common.engine.interface.Engine`; vLLM's own scheduler predicts nothing."""
+        return self._reader.state().busy_until_s
+
     def take_samples(self) -> list[StepSample]:
         """Batches run since the last call with their measured seconds, the newest 4,096 of them."""
         return self._observations.take_samples()

@@ -135,6 +135,7 @@ class Planned(Drafting):
             batch = self._form(self._state(now_s), now_s)
         self._credit_tokens = batch.credit_tokens
         self._busy_until_s = now_s + batch.seconds
+        self._writer.update(busy_until_s=self._busy_until_s)
         return batch
 
     def _all_decode(self) -> Batch | None:

@@ -92,7 +92,7 @@ class WorkerHost:
         metrics.TOTAL_BLOCKS.set(facts.total_blocks)
         calibrator = Calibrator(self._engine, self.id, facts.fingerprint, self._profiles)
         log.info("engine ready", worker=self.id, model=self._facts.model, blocks=self._facts.total_blocks)
-        self._outbox = Outbox(self._bus, self.id, self._lost)
+        self._outbox = Outbox(self._bus, self.id, self._lost, self._engine.busy_until_s)
         loops = [
             asyncio.create_task(loop)
             for loop in (

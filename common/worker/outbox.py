@@ -18,12 +18,20 @@ class Outbox:
     """Collects frames while the previous call is under way, or they may wait; one frame per request and call.
 
     ``rejected`` is called with the id of a request that this worker has lost: it has ended or was given to another.
+    ``busy_until_s`` is asked with each call when the engine's present iteration ends, which the planner wants to know.
     """
 
-    def __init__(self, bus: WorkerBus, worker: str, rejected: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        bus: WorkerBus,
+        worker: str,
+        rejected: Callable[[str], None],
+        busy_until_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._bus = bus
         self._worker = worker
         self._rejected = rejected
+        self._busy_until_s = busy_until_s
         self._frames: dict[str, Frame] = {}
         self._sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sending: asyncio.Future[None] | None = None
@@ -37,7 +45,7 @@ class Outbox:
         """
         before = self._frames.get(frame.id)
         self._frames[frame.id] = frame if before is None else _joined(before, frame)
-        if wait_s <= 0:
+        if wait_s <= 0 or self._busy_until_s() - frame.time_s > wait_s:  # the next step's would come too late
             self._leave()
         elif self._waiting is None:
             self._waiting = asyncio.get_running_loop().call_later(wait_s, self._leave)
@@ -81,7 +89,7 @@ class Outbox:
     async def _emit(self, frames: list[Frame]) -> list[bool]:
         while True:
             try:
-                return list(await self._bus.emit(self._worker, frames))
+                return list(await self._bus.emit(self._worker, frames, self._busy_until_s()))
             except BusUnavailable:
                 await asyncio.sleep(RETRY_S)
 

@@ -29,3 +29,10 @@ def test_a_first_token_says_when_an_iteration_of_its_worker_ended() -> None:
     cluster.beat({"v": heartbeat("v")})
     cluster.beat({"w": heartbeat("w"), "v": heartbeat("v")})
     assert cluster.workers["w"].stepped_s == 0.0
+
+
+def test_a_worker_is_busy_until_what_its_frames_last_said() -> None:
+    cluster = Cluster()
+    cluster.beat({"w": heartbeat("w"), "v": heartbeat("v")})
+    cluster.busy({"w": 70.0, "gone": 80.0})
+    assert (cluster.workers["w"].busy_until_s, cluster.workers["v"].busy_until_s) == (70.0, 0.0)

@@ -104,6 +104,24 @@ def test_a_worker_with_tight_decoders_takes_longer_for_a_prompt() -> None:
     assert math.isinf(ends_after(fleet, load, 0, 1500.0))
 
 
+@pytest.mark.parametrize(
+    ("stepped_s", "busy_until_s", "expected"),
+    [
+        (0.0, 0.0, (0.0, -1.0)),  # nothing is known
+        (NOW_S - 0.04, 0.0, (0.0, 0.04)),
+        (NOW_S - 0.04, NOW_S + 0.03, (0.03, -1.0)),  # told: nothing is to be guessed
+        (NOW_S - 0.04, NOW_S - 0.005, (0.0, -1.0)),  # it ends any moment, and the news is on its way
+        (NOW_S - 0.04, NOW_S - 0.02, (0.0, 0.02)),  # another iteration may have begun where that one ended
+        (NOW_S - 0.03, NOW_S - 0.5, (0.0, 0.03)),
+    ],
+)
+def test_the_present_iteration_s_end_is_what_was_told_last(
+    stepped_s: float, busy_until_s: float, expected: tuple[float, float]
+) -> None:
+    fleet = fleet_of([make_worker(stepped_s=stepped_s, busy_until_s=busy_until_s)], NOW_S)
+    assert (fleet["ready_s"][0], fleet["since_s"][0]) == pytest.approx(expected)
+
+
 def test_compiled_code_gives_what_its_source_says() -> None:
     out, twin = np.empty(13), np.empty(13)
     table = np.linspace(1.0, 0.01, BINS)

@@ -1,4 +1,4 @@
--- planner, what tiers share, then tier, own room and most of each -> tier and claims of each that has any
+-- planner, what tiers share, then tier, own room and most of each -> (tier and claims of each that has any), busy-until by worker
 local planner, shared = ARGV[1], tonumber(ARGV[2])
 if redis.call('GET', LED_BY) ~= planner then return fenced() end
 
@@ -26,4 +26,4 @@ for i = 3, #ARGV, 3 do
     end
   end
 end
-return found
+return {found, redis.call('HGETALL', BUSY)}

@@ -1,8 +1,9 @@
--- worker, then for each frame: id, attempt, position, time_s, tokens, end's state or '', end, frame, 2 * notes, notes...
+-- worker, busy_until_s, then for each frame: id, attempt, position, time_s, tokens, end's state or '', end, frame, 2 * notes, notes...
 -- -> for each frame 1 | 0
-local worker, at = ARGV[1], 2
+local worker, busy_until_s, at = ARGV[1], ARGV[2], 3
 local accepted, progress, apis, replies = {}, {}, {}, {}
 allow_when_full()
+if tonumber(busy_until_s) > 0 then redis.call('HSET', BUSY, worker, busy_until_s) end
 
 local function report(id, attempt, count, has_ended, time_s)
   progress[#progress + 1] = table.concat({attempt, count, has_ended and 1 or 0, time_s, id}, ':')

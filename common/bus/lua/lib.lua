@@ -3,6 +3,7 @@
 local RECORD, TOKENS, REQUESTS, PREFILL, DECODE, INFLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local REPLIES, CONTROL, WORKER, BURIED, WORKERS, PROGRESS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local ARRIVALS, LEADER, EPOCH, LED_BY, FINISHED, DEAD_LETTERS = KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17], KEYS[18]
+local BUSY = KEYS[19]
 
 -- Redis refuses memory to a script only before its first write. A script that works accepted requests off starts
 -- with a write that needs none, so that a full Redis refuses new requests but drains those that it has.

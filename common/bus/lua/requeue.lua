@@ -3,6 +3,7 @@ local token, worker, max_deaths, count, end_blob = unpack(ARGV)
 if redis.call('GET', EPOCH) ~= token then return fenced() end
 allow_when_full()
 redis.call('SREM', WORKERS, worker)
+redis.call('HDEL', BUSY, worker)
 redis.call('SET', BURIED .. worker, 1, 'EX', BURIED_TTL_S)
 redis.call('DEL', WORKER .. worker, CONTROL .. worker, PREFILL .. worker, DECODE .. worker)
 local records, requeued = {}, {}

@@ -54,6 +54,15 @@ async def test_the_first_output_tells_the_chunks_in_which_the_prompt_was_compute
     assert not any(output.chunks for output in outputs[1:])
 
 
+async def test_an_engine_tells_when_its_iteration_will_end(pool: Pool) -> None:
+    consumer = await pool.get("consumer")
+    began_s = time.time()
+    stream, _ = await running(consumer, make_job())
+    assert began_s < consumer.engine.busy_until_s() < time.time() + 5.0
+    async for _ in stream:
+        pass
+
+
 async def test_a_stop_token_ends_a_job_with_stop_and_is_its_last_token(pool: Pool) -> None:
     consumer = await pool.get("consumer")
     tokens = tokens_of(await collect(consumer.engine, make_job()))

@@ -15,13 +15,15 @@ class RecordingBus:
 
     def __init__(self, outages: int = 0, refused: frozenset[str] = frozenset()) -> None:
         self.calls: list[list[Frame]] = []
+        self.busy_until_s: list[float] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self._outages = outages
         self._refused = refused
 
-    async def emit(self, worker: str, frames: Sequence[Frame]) -> Sequence[bool]:
+    async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         await self.gate.wait()
+        self.busy_until_s.append(busy_until_s)
         self.calls.append(list(frames))
         if self._outages:
             self._outages -= 1
@@ -117,5 +119,15 @@ async def test_a_flush_waits_for_nothing() -> None:
     outbox.put(frame("a", 0, 1), wait_s=60.0)
     await outbox.flush()
     assert len(bus.calls) == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_frame_does_not_wait_for_a_step_that_ends_later_which_the_planner_is_told_of() -> None:
+    bus = RecordingBus()
+    outbox = Outbox(bus, "w", lambda _: None, lambda: 0.5)  # type: ignore[arg-type]  # as above
+    running = asyncio.create_task(outbox.run())
+    await asyncio.wait_for(outbox.put(frame("a", 0, 1), wait_s=0.4), 5)
+    assert bus.busy_until_s == [0.5]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from common.bus.interface import START, Bus, Claim, DeadLetter, Room
-from common.messages import Decided, End, Record, Stage, State, Verdict
+from common.messages import Decided, End, Frame, Record, Stage, State, Verdict
 from tests.common.bus.steps import (
     CANCELLED,
     claimed,
@@ -189,6 +189,17 @@ async def test_one_step_claims_each_tier_up_to_its_own_and_the_shared_room(bus: 
     code = [await queued(bus, tier="code") for _ in range(4)]
     await lead(bus)
     got = await bus.claim_each({"chat": Room(1, 9), "idle": Room(5, 9), "code": Room(1, 2)}, 2, "planner")
-    assert ids(list(got)) == [*(one.id for one in chat[:3]), code[0].id]
+    assert ids(list(got.claims)) == [*(one.id for one in chat[:3]), code[0].id]
     rest = await bus.claim_each({"chat": Room(0, 0), "code": Room(0, 2)}, 9, "planner")
-    assert ids(list(rest)) == [code[1].id, code[2].id]
+    assert ids(list(rest.claims)) == [code[1].id, code[2].id]
+
+
+async def test_a_claim_tells_until_when_workers_are_busy(bus: Bus) -> None:
+    work, token = await dispatched(bus)
+    assert (await bus.claim_each({}, 0, "planner")).busy_until_s == {}
+    frame = Frame(work.request.id, work.attempt, 0, (7,), 1.0)
+    await bus.emit("p", [frame], 1795247342.25)
+    await bus.emit("p", [replace(frame, position=1)])
+    assert (await bus.claim_each({}, 0, "planner")).busy_until_s == {"p": 1795247342.25}
+    await bus.requeue("p", token)
+    assert (await bus.claim_each({}, 0, "planner")).busy_until_s == {}
