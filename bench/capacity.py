@@ -141,7 +141,7 @@ def _raw(
         name: Path(value).name if str(value).startswith("/") else value for name, value in result["settings"].items()
     }
     about = raw.provenance("bench.capacity", sys.argv[1:] if argv is None else argv)
-    return about | result | {"scenarios": scenarios, "settings": settings}
+    return raw.joined(about, result) | {"scenarios": scenarios, "settings": settings}
 
 
 def cases(args: argparse.Namespace, systems: Sequence[str]) -> list[Case]:

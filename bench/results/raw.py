@@ -34,6 +34,12 @@ def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def joined(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with its provenance; what a real run measured of the machine is added to what is told of it."""
+    machine = about["machine"] | result.get("machine", {})
+    return {**about, **result, "machine": machine}
+
+
 def _portable(argument: str) -> str:
     """An absolute path means nothing on other machines."""
     return Path(argument).name if argument.startswith("/") else argument

@@ -75,3 +75,10 @@ def test_a_value_that_json_does_not_know_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         raw.write(path, {"rate": float("inf")})
     assert not path.exists()
+
+
+def test_what_a_run_measured_of_the_machine_is_added_to_what_is_told_of_it() -> None:
+    about = raw.provenance("bench.capacity", [])
+    both = raw.joined(about, {"capacity": {}, "machine": {"step_ms": 9.7}})["machine"]
+    assert (both["cores"], both["step_ms"]) == (about["machine"]["cores"], 9.7)
+    assert raw.joined(about, {"capacity": {}})["machine"] == about["machine"]
