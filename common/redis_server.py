@@ -39,9 +39,21 @@ def bundled_redis() -> Path | None:
 
 
 def socket_in(folder: Path) -> Path | None:
-    """Where a Redis with this data listens on a unix socket, None where the path is too long for one."""
-    path = folder.resolve() / "redis.sock"
-    return path if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else None
+    """Where a Redis with this data listens on a unix socket; None where the folder, which exists, can't have one.
+
+    Its path may be too long, and shared and network folders often take no sockets: Redis would not start.
+    """
+    path, probe = folder.resolve() / "redis.sock", folder.resolve() / "probe.sock"
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        return None
+    try:
+        probe.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(probe))
+        probe.unlink()
+    except OSError:
+        return None
+    return path
 
 
 def command(binary: Path, folder: Path, port: int) -> list[str]:

@@ -192,7 +192,8 @@ class WorkerBus(Protocol):
     async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """Append tokens and ends to records and pass them to their apis, one stream entry per api.
 
-        ``busy_until_s`` is when the worker's present iteration is expected to end, which :meth:`claim_each` tells.
+        ``busy_until_s`` is when the worker's present iteration is expected to end, which :meth:`claim_each` tells;
+        who has lost all of these requests is not heard.
         An item is False, and has no effect, if its attempt is old, its request has ended or ``worker`` does not
         have it: the worker must drop that request. Tokens before the record's position are dropped, so a replay
         is True and has no effect. After a gap, which only a loss of data in Redis leaves, the request goes back to

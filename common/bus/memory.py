@@ -224,9 +224,10 @@ class MemoryBus(MemoryStore):
 
     async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """See :class:`WorkerBus`."""
-        if frames and busy_until_s > 0:
+        accepted = [self._accept(worker, _over_the_wire(frame)) for frame in frames]
+        if any(accepted) and busy_until_s > 0:
             self._busy_until_s[worker] = busy_until_s
-        return [self._accept(worker, _over_the_wire(frame)) for frame in frames]
+        return accepted
 
     async def hand_off(self, worker: str, work: Work) -> bool:
         """See :class:`WorkerBus`."""

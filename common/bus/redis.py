@@ -5,7 +5,7 @@ Works on Redis 6.2, 7 and 8 (and Valkey); the keys share a hash tag, so also in 
 
 from collections.abc import Sequence
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from common.bus.interface import DeadLetter
 from common.bus.redis_admission import BATCH, RedisAdmission
@@ -22,7 +22,8 @@ def online_url(settings: Settings) -> str:
         return settings.redis_url
     given = urlsplit(settings.redis_url)
     login = given.netloc.rpartition("@")[0]
-    return f"unix://{login + '@' if login else ''}{settings.redis_socket.resolve()}?db={given.path.strip('/') or 0}"
+    path = quote(str(settings.redis_socket.resolve()))
+    return f"unix://{login + '@' if login else ''}{path}?db={given.path.strip('/') or 0}"
 
 
 class RedisBus(RedisIngress, RedisAdmission, RedisWorker):

@@ -3,7 +3,6 @@
 local worker, busy_until_s, at = ARGV[1], ARGV[2], 3
 local accepted, progress, apis, replies = {}, {}, {}, {}
 allow_when_full()
-if tonumber(busy_until_s) > 0 then redis.call('HSET', BUSY, worker, busy_until_s) end
 
 local function report(id, attempt, count, has_ended, time_s)
   progress[#progress + 1] = table.concat({attempt, count, has_ended and 1 or 0, time_s, id}, ':')
@@ -49,6 +48,9 @@ while ARGV[at] do
   accepted[#accepted + 1] = accept(id, attempt, position, time_s, tokens, state, end_blob, frame, at + 9, notes)
   at = at + 9 + notes
 end
+local has_any = false
+for _, one in ipairs(accepted) do has_any = has_any or one == 1 end
+if has_any and tonumber(busy_until_s) > 0 then redis.call('HSET', BUSY, worker, busy_until_s) end
 for _, api in ipairs(apis) do tell_api(api, unpack(replies[api])) end
 if #progress > 0 then redis.call('XADD', PROGRESS, 'MAXLEN', '~', LOG_BOUND, '*', unpack(progress)) end
 return accepted

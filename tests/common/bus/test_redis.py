@@ -65,9 +65,21 @@ def test_a_unix_socket_is_used_with_the_login_and_database_of_the_url() -> None:
     assert online_url(settings) == "unix://me:secret@/run/redis.sock?db=3"
 
 
-def test_a_folder_whose_path_is_too_long_has_no_socket(tmp_path: Path) -> None:
-    assert socket_in(Path("/data")) == Path("/data/redis.sock")
-    assert socket_in(tmp_path / ("x" * 100)) is None
+def test_a_folder_that_can_not_have_a_socket_has_none(tmp_path: Path) -> None:
+    assert socket_in(tmp_path) == tmp_path.resolve() / "redis.sock"
+    assert list(tmp_path.iterdir()) == []
+    assert socket_in(tmp_path / "missing") is None
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    assert socket_in(long) is None
+
+
+async def test_a_socket_s_path_may_have_any_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of? #1"
+    with RedisServer(folder) as server:
+        assert server.socket is not None
+        async with RedisBus.connect(Settings(redis_url=server.url, redis_socket=server.socket)) as bus:
+            await bus.ping()
 
 
 async def test_all_keys_are_in_one_slot_of_a_cluster(redis_bus: RedisBus) -> None:

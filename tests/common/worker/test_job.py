@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from common.bus.memory import MemoryBus
 from common.engine.interface import Output
 from common.engine.simulated import SimulatedEngine
@@ -62,9 +60,8 @@ async def test_a_token_does_not_wait_for_a_step_that_comes_later_anyhow() -> Non
     assert wait_s(job, clock, 100.1 + 2 * LINGER_S, 7) == 0.0
 
 
-@pytest.mark.parametrize("verdict", [Verdict.DEFERRED])
-async def test_without_a_promise_nothing_is_due(verdict: Verdict) -> None:
+async def test_without_a_promise_nothing_is_due() -> None:
     clock = Clock()
-    job = job_with(clock, verdict)
+    job = job_with(clock, Verdict.DEFERRED)
     wait_s(job, clock, 300.0, 7)
     assert wait_s(job, clock, 300.01, 7) == LINGER_S

@@ -1,7 +1,8 @@
 """Frames of one step travel together, survive an outage, and a refused one is told."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -35,13 +36,19 @@ def frame(request_id: str, position: int, *tokens: int, end: End | None = None) 
     return Frame(request_id, 1, position, tokens, 0.0, end, {f"n{position}": 1.0})
 
 
+@asynccontextmanager
+async def running(outbox: Outbox) -> AsyncIterator[Outbox]:
+    task = asyncio.create_task(outbox.run())
+    yield outbox
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def sent(outbox: Outbox, *frames: Frame) -> None:
-    running = asyncio.create_task(outbox.run())
-    for item in frames:
-        outbox.put(item)
-    await outbox.flush()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with running(outbox):
+        for item in frames:
+            outbox.put(item)
+        await outbox.flush()
 
 
 async def test_frames_of_one_step_are_one_call() -> None:
@@ -90,44 +97,32 @@ async def test_flush_waits_for_what_is_being_sent() -> None:
 
 async def test_a_frame_that_may_wait_travels_with_the_next_that_may_not() -> None:
     bus = RecordingBus()
-    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
-    running = asyncio.create_task(outbox.run())
-    outbox.put(frame("a", 0, 1), wait_s=60.0)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert bus.calls == []
-    await outbox.put(frame("b", 0, 2))
+    async with running(Outbox(bus, "w", lambda _: None)) as outbox:  # type: ignore[arg-type]  # as above
+        outbox.put(frame("a", 0, 1), wait_s=60.0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert bus.calls == []
+        await outbox.put(frame("b", 0, 2))
     assert [[item.id for item in call] for call in bus.calls] == [["a", "b"]]
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_frame_that_may_wait_leaves_in_time_by_itself() -> None:
     bus = RecordingBus()
-    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
-    running = asyncio.create_task(outbox.run())
-    await outbox.put(frame("a", 0, 1), wait_s=0.01)
+    async with running(Outbox(bus, "w", lambda _: None)) as outbox:  # type: ignore[arg-type]  # as above
+        await outbox.put(frame("a", 0, 1), wait_s=0.01)
     assert [item.tokens for item in bus.calls[0]] == [(1,)]
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_flush_waits_for_nothing() -> None:
     bus = RecordingBus()
-    outbox = Outbox(bus, "w", lambda _: None)  # type: ignore[arg-type]  # as above
-    running = asyncio.create_task(outbox.run())
-    outbox.put(frame("a", 0, 1), wait_s=60.0)
-    await outbox.flush()
+    async with running(Outbox(bus, "w", lambda _: None)) as outbox:  # type: ignore[arg-type]  # as above
+        outbox.put(frame("a", 0, 1), wait_s=60.0)
+        await outbox.flush()
     assert len(bus.calls) == 1
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_frame_does_not_wait_for_a_step_that_ends_later_which_the_planner_is_told_of() -> None:
     bus = RecordingBus()
-    outbox = Outbox(bus, "w", lambda _: None, lambda: 0.5)  # type: ignore[arg-type]  # as above
-    running = asyncio.create_task(outbox.run())
-    await asyncio.wait_for(outbox.put(frame("a", 0, 1), wait_s=0.4), 5)
-    assert bus.busy_until_s == [0.5]
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with running(Outbox(bus, "w", lambda _: None, lambda: 70.0)) as outbox:  # type: ignore[arg-type]  # as above
+        await asyncio.wait_for(outbox.put(frame("a", 0, 1), wait_s=60.0), 5)
+    assert bus.busy_until_s == [70.0]

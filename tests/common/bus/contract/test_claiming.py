@@ -202,4 +202,5 @@ async def test_a_claim_tells_until_when_workers_are_busy(bus: Bus) -> None:
     await bus.emit("p", [replace(frame, position=1)])
     assert (await bus.claim_each({}, 0, "planner")).busy_until_s == {"p": 1795247342.25}
     await bus.requeue("p", token)
+    assert await bus.emit("p", [replace(frame, position=2)], 1795247343.5) == [False]
     assert (await bus.claim_each({}, 0, "planner")).busy_until_s == {}
