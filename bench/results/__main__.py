@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     used = {name for group in found for name in group.files}
     others = {name: one for name, one in files.items() if name not in used and "scenarios" not in one}
     made = {group.slug: draw(group, args.folder, args.figures) for group in found}
+    kept = {path for paths in made.values() for _, path in paths}
+    for path in args.folder.glob(f"*.{args.figures}"):  # of groups that are no more
+        if path not in kept:
+            path.unlink()
     at = {slug: [(title, _link(path, args.page)) for title, path in paths] for slug, paths in made.items()}
     args.page.write_text(page(found, others, at))
     if args.readme.exists():

@@ -51,6 +51,13 @@ def test_the_readme_has_the_table_between_its_markers_and_nothing_else_changed(m
     assert "2.00x" in readme
 
 
+def test_figures_of_results_that_are_gone_go_too(made: Path) -> None:
+    left = made / "results" / "sim-gone-poisson-capacity.svg"
+    left.write_text("<svg/>")
+    assert main(arguments(made)) == 0
+    assert not left.exists()
+
+
 def test_making_it_again_changes_nothing(made: Path) -> None:
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert main(arguments(made)) == 0
