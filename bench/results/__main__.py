@@ -18,6 +18,10 @@ from bench.results.page import BEGIN, page, put_between, readme
 ROOT = Path(__file__).parents[2]
 
 
+FIGURES = ("attainment", "capacity", "latencies", "burst", "predicted")
+"""What figures of a group are called."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.results", description=__doc__)
@@ -44,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     others = {name: one for name, one in files.items() if name not in used and "scenarios" not in one}
     made = {group.slug: draw(group, args.folder, args.figures) for group in found}
     kept = {path for paths in made.values() for _, path in paths}
-    for path in args.folder.glob(f"*.{args.figures}"):  # of groups that are no more
-        if path not in kept:
+    for name in FIGURES:
+        for path in set(args.folder.glob(f"*-{name}.{args.figures}")) - kept:  # of groups that are no more
             path.unlink()
     at = {slug: [(title, _link(path, args.page)) for title, path in paths] for slug, paths in made.items()}
     args.page.write_text(page(found, others, at))

@@ -53,9 +53,12 @@ def test_the_readme_has_the_table_between_its_markers_and_nothing_else_changed(m
 
 def test_figures_of_results_that_are_gone_go_too(made: Path) -> None:
     left = made / "results" / "sim-gone-poisson-capacity.svg"
+    own = made / "results" / "drawing.svg"
     left.write_text("<svg/>")
+    own.write_text("<svg/>")
     assert main(arguments(made)) == 0
     assert not left.exists()
+    assert own.exists()
 
 
 def test_making_it_again_changes_nothing(made: Path) -> None:
