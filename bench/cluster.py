@@ -19,6 +19,7 @@ from typing import Self
 
 import httpx
 
+from common.engine.cpus import share
 from common.redis_server import RedisServer
 
 ONE_THREAD = {
@@ -143,13 +144,12 @@ class Cluster:
 
 
 def start_pipeline(cluster: Cluster, prefill: int = 1, decode: int = 1) -> None:
-    """Start one api, one planner and that many workers."""
+    """Start one api, one planner and that many workers, each engine on a CPU of its own where there are enough."""
     cluster.start("admission")
     cluster.start("api")
-    for _ in range(prefill):
-        cluster.start("prefill_worker")
-    for _ in range(decode):
-        cluster.start("decode_worker")
+    for number, kind in enumerate(["prefill_worker"] * prefill + ["decode_worker"] * decode):
+        own = share(sorted(os.sched_getaffinity(0)), number, prefill + decode, threads=1)
+        cluster.start(kind, SLOS_ENGINE_CPUS=",".join(map(str, own)))
 
 
 def tail(path: Path, lines: int = 30) -> str:

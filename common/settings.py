@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.engine.cpus import PATTERN
+
 
 class Settings(BaseSettings):
     """Settings of every process; a process ignores what it does not use. Invalid values stop it at start."""
@@ -29,6 +31,11 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(64, gt=0, description="sequences in one batch")
     max_num_batched_tokens: int = Field(2048, gt=0, description="tokens in one batch")
     block_size: int = Field(32, gt=0, description="tokens of a KV block; equal on all workers; on CPU a multiple of 32")
+    engine_cpus: str | None = Field(
+        None,
+        pattern=PATTERN,
+        description="CPUs that a CPU engine computes on, as 0,2-3; slos-serve up gives each engine its own; unset: any",
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of GPU memory for a GPU engine")
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine")

@@ -59,6 +59,19 @@ def usage(roots: Mapping[str, int]) -> Usage:
     return Usage(outside, engines_s)
 
 
+def keep_engine_to(root: int, cpus: Collection[int]) -> None:
+    """Let the engines among a process's descendants compute on these CPUs only; raises OSError."""
+    children: dict[int, list[int]] = {}
+    names = {}
+    for process in _all():
+        children.setdefault(process.parent, []).append(process.pid)
+        names[process.pid] = process.comm
+    for pid in _tree(root, children, ()):
+        if names.get(pid, "").startswith(ENGINE_CORE):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), cpus)
+
+
 def _tree(root: int, children: Mapping[int, Iterable[int]], named: Collection[int]) -> list[int]:
     found, left = [], [root]
     while left:

@@ -23,7 +23,7 @@ from bench.real import logs
 from bench.real.backends import Backend
 from bench.real.calibration import SEQUENCES, Calibration, Objectives, load, objectives_for
 from bench.real.cpu import Usage, usage
-from bench.real.load import DRAIN_S, Load, Sent, play, probe
+from bench.real.load import DRAIN_S, Load, Sent, play, probe, undisturbed
 from bench.real.machine import Busy, busy
 from bench.real.measuring import measure
 from bench.real.sweep import CHUNKS, best_chunk
@@ -108,12 +108,16 @@ class RealMode:
         if self.options.stop_below is not None and not to_its_end:
             most_lost = math.floor(len(items) * (1 - self.options.stop_below))
         load = Load(items, objectives.slos(items), case.spec.seed, self.options.drain_s, most_lost)
+        sent = undisturbed(lambda: self._play(load, system))
+        logs.write(logs.path_for(self._folder, case), sent, system.backend.promises)
+        return sent
+
+    def _play(self, load: Load, system: System) -> list[Sent]:
         processes = {**system.processes, "client": os.getpid()}
         machine, before, begun_s = busy(), usage(processes), time.monotonic()
         sent = self._runner.run(play(load, system.backend))
         used = usage(processes).since(before)
         say(_cores(used, busy().since(machine), time.monotonic() - begun_s))
-        logs.write(logs.path_for(self._folder, case), sent, system.backend.promises)
         self._runner.run(probe(system.backend))
         return sent
 

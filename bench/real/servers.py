@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 
 from bench.cluster import ONE_THREAD, free_port, tail
+from bench.real.cpu import keep_engine_to
+from common.engine.cpus import share
 
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
@@ -98,10 +100,16 @@ def command(options: ServerOptions, port: int) -> Sequence[str]:
 
 
 async def start_all(options: Sequence[ServerOptions], folder: Path) -> list[StockServer]:
-    """Start servers side by side and wait for all of them; raises RuntimeError, and then none is left."""
+    """Start servers side by side and wait for all of them; raises RuntimeError, and then none is left.
+
+    Each engine gets a CPU of its own where there are enough, as the product's do.
+    """
     servers = [StockServer(one, folder / f"vllm-{number}.log") for number, one in enumerate(options)]
     try:
         await asyncio.gather(*(server.ready() for server in servers))
+        for number, server in enumerate(servers):
+            if own := share(sorted(os.sched_getaffinity(0)), number, len(servers), threads=1):
+                keep_engine_to(server.pid, own)
     except BaseException:
         stop_all(servers)
         raise

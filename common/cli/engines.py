@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 
+from common.engine.cpus import share
 from common.settings import Settings
 
 
@@ -15,11 +16,13 @@ class Machine:
 
     cpus: int
     gpus: int
+    cpu_ids: tuple[int, ...] = ()
 
     @classmethod
     def here(cls) -> "Machine":
         """This machine, GPUs counted only if the installed vLLM can use them."""
-        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _gpus())
+        ids = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+        return cls(len(ids) or os.cpu_count() or 1, _gpus(), ids)
 
 
 def engine_environment(
@@ -34,10 +37,15 @@ def engine_environment(
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in range(first, first + size))
         sharing = -(-engines // slots)
         if sharing > 1:
-            share = settings.gpu_memory_utilization / sharing
-            env["SLOS_GPU_MEMORY_UTILIZATION"] = f"{share:.3f}"
+            memory = settings.gpu_memory_utilization / sharing
+            env["SLOS_GPU_MEMORY_UTILIZATION"] = f"{memory:.3f}"
     else:
-        env["OMP_NUM_THREADS"] = str(threads or max(1, (machine.cpus - 1) // max(1, engines)))
+        set_by_user = os.environ.get("OMP_NUM_THREADS", "")
+        each = threads or (int(set_by_user) if set_by_user.isdigit() else 0) or max(1, (machine.cpus - 1) // engines)
+        env["OMP_NUM_THREADS"] = str(each)
+        own = share(machine.cpu_ids, index, engines, each)
+        if own:
+            env["SLOS_ENGINE_CPUS"] = ",".join(str(cpu) for cpu in own)
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         env["TOKENIZERS_PARALLELISM"] = "false"

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common.engine.cpus import parse
 from common.engine.interface import Facts
 from common.errors import EngineError
 from common.settings import Settings
@@ -105,6 +106,7 @@ def _own(settings: Settings, export: str) -> dict[str, Any]:
         "margin": settings.batch_margin,
         "share": settings.best_effort_share,
         "hop_s": settings.hop_ms / 1e3,
+        "cpus": parse(settings.engine_cpus) if settings.engine_cpus else (),
     }
 
 

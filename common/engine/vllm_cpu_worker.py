@@ -1,4 +1,4 @@
-"""vLLM's CPU worker, without a way for one request to kill the engine or to spoil the others' tokens.
+"""vLLM's CPU worker, on CPUs of its own and without a way for one request to kill the engine or spoil others' tokens.
 
 A seeded request whose prompt is computed in chunks makes vLLM 0.32 rewind its generator after each chunk but the
 last, which CPU generators can't do: the engine core dies. Here such a generator does not take part in drawing the
@@ -16,6 +16,8 @@ import vllm
 from vllm.utils import cpu_triton_utils
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from common.engine.cpus import keep_to
+from common.engine.vllm_scheduler import EXTRA
 from common.errors import EngineError
 
 
@@ -46,6 +48,11 @@ cpu_triton_utils._expand_kernel_impl = expand
 
 class SeedSafeCpuWorker(CPUWorker):  # type: ignore[misc] # vLLM is not typed for us
     """Sets generators of half-computed prompts aside while tokens are drawn."""
+
+    def init_device(self) -> None:
+        """Choose CPUs before any thread that computes is started; vLLM does only where it starts a process a rank."""
+        keep_to(self.vllm_config.additional_config.get(EXTRA, {}).get("cpus", ()))
+        super().init_device()
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the tokens of the batch that was just computed."""

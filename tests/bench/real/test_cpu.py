@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from bench.real.cpu import Usage, usage
+from bench.real.cpu import Usage, keep_engine_to, usage
 from bench.real.machine import busy
 
 BURN = "import time, sys\nwhile time.process_time() < 0.1: pass\nprint(flush=True); sys.stdin.read()"
@@ -18,6 +18,27 @@ def test_a_child_counts_for_its_parent_unless_it_has_a_name_itself() -> None:
     assert alone >= 0.05  # ticks are 10 ms
     assert apart["child"] >= alone
     assert together >= apart["me"] + apart["child"]
+
+
+def test_only_engines_among_the_descendants_are_kept_to_cpus() -> None:
+    """``comm`` is what vLLM sets for its engine processes."""
+    rename = "import ctypes; ctypes.CDLL(None).prctl(15, sys.argv[1].encode())"
+    script = f"import subprocess, sys, threading\n{rename}\nthreading.Thread(target=input).start()\nprint(flush=True)"
+    first = {min(os.sched_getaffinity(0))}
+    with (
+        subprocess.Popen([sys.executable, "-c", script, "VLLM::EngineCore"], stdin=-1, stdout=-1) as engine,
+        subprocess.Popen([sys.executable, "-c", script, "server"], stdin=-1, stdout=-1) as other,
+    ):
+        for child in (engine, other):
+            assert child.stdout is not None
+            child.stdout.readline()
+        keep_engine_to(os.getpid(), first)
+        threads = [int(thread) for thread in os.listdir(f"/proc/{engine.pid}/task")]
+        assert len(threads) == 2
+        assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset(first)}
+        assert os.sched_getaffinity(other.pid) == os.sched_getaffinity(0)
+        engine.communicate(b"\n")
+        other.communicate(b"\n")
 
 
 def test_what_was_used_in_between_is_a_difference() -> None:

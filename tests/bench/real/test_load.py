@@ -1,9 +1,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
 from bench.metrics import report
 from bench.real.backends import Product, Stock
-from bench.real.load import Load, Sent, play, probe
+from bench.real.load import Load, Sent, play, probe, undisturbed
 from bench.real.routing import make_router
 from common.messages import Slo, Verdict
 from tests.bench.real.server import EASY, REFUSED, Body, item, serving
@@ -60,6 +62,19 @@ async def test_what_has_not_ended_when_time_is_up_is_cancelled_and_counts_as_mis
         sent = await play(Load([item()], [EASY], 1, drain_s=0.2), stock(url))
     found = report([one.outcome(promises=False) for one in sent], 1.0)
     assert (found.attainment, found.unfinished) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("late_s", "runs"), [((0.5, 0.01, 0.5), 2), ((0.01,), 1), ((0.5, 0.5, 0.5, 0.5), 3)])
+def test_a_run_in_which_the_machine_stood_still_is_repeated(late_s: tuple[float, ...], runs: int) -> None:
+    made = iter(late_s)
+    found = []
+
+    def run() -> list[Sent]:
+        found.append([Sent(item(), EASY, 1.0, sent_s=1.0 + next(made)), Sent(item(), EASY, 1.0)])
+        return found[-1]
+
+    assert undisturbed(run) is found[-1]
+    assert len(found) == runs
 
 
 async def test_a_run_ends_once_too_many_are_lost_for_certain() -> None:

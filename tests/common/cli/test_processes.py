@@ -99,6 +99,23 @@ def test_engines_share_the_cpus_of_a_larger_machine() -> None:
     assert engine_environment(0, 2, Machine(17, 0), Settings())["OMP_NUM_THREADS"] == "8"
 
 
+def test_each_cpu_engine_gets_cpus_of_its_own_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(cpus=4, gpus=0, cpu_ids=(1, 2, 5, 7))
+
+    def cpus(index: int, engines: int, threads: int | None = None) -> str | None:
+        return engine_environment(index, engines, machine, Settings(), threads).get("SLOS_ENGINE_CPUS")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [cpus(n, 2, 2) for n in range(2)] == ["1,2", "5,7"]
+    assert [cpus(n, 4) for n in range(4)] == ["1", "2", "5", "7"]
+    assert cpus(0, 5) is None
+    assert cpus(0, 2, 3) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert cpus(1, 2) == "5,7"
+    monkeypatch.setenv("SLOS_ENGINE_CPUS", "3")
+    assert cpus(1, 2) is None  # the user's stays
+
+
 def test_what_the_user_has_set_for_vllm_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert "OMP_NUM_THREADS" not in engine_environment(0, 2, TWO_CPUS, Settings())

@@ -109,7 +109,7 @@ async def test_every_eos_token_of_the_model_stops_without_a_tokenizer(
         await engine.close()
 
 
-async def test_the_engine_core_dies_with_its_worker(vllm_pool: VllmPool, model: str) -> None:
+async def test_the_engine_core_keeps_to_its_cpus_and_dies_with_its_worker(vllm_pool: VllmPool, model: str) -> None:
     await vllm_pool.make_room(1)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, model, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
@@ -118,18 +118,22 @@ async def test_the_engine_core_dies_with_its_worker(vllm_pool: VllmPool, model: 
         line = await process.stdout.readline()
         assert line
         core = int(line.split()[1]) if line.startswith(b"core ") else 0
+    first = min(os.sched_getaffinity(0))
+    assert os.sched_getaffinity(core) == {first}
+    assert os.sched_getaffinity(process.pid) == os.sched_getaffinity(0)
     os.kill(process.pid, signal.SIGKILL)
     await process.wait()
     await until(lambda: not Path(f"/proc/{core}").exists())
 
 
 WORKER = """
-import asyncio, multiprocessing, sys
+import asyncio, multiprocessing, os, sys
 from common.engine.vllm import VllmEngine
 from common.settings import Settings
 
 async def main():
-    await VllmEngine(Settings(model=sys.argv[1], kv_cache_gib=0.25)).start()
+    first = str(min(os.sched_getaffinity(0)))
+    await VllmEngine(Settings(model=sys.argv[1], kv_cache_gib=0.25, engine_cpus=first)).start()
     (core,) = multiprocessing.active_children()
     print("core", core.pid, flush=True)
     await asyncio.Event().wait()
