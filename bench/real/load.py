@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ LEAD_S = 0.2
 DRAIN_S = 20.0
 GLANCE_S = 0.25
 STOOD_STILL_S = 0.1
+_PLAYED = itertools.count()
+"""No run sends another's prompts: servers live on between runs, and would have them in their prefix cache."""
 RUNS = 3
 
 
@@ -86,7 +89,7 @@ class _Run:
     def __init__(self, load: Load, backend: Backend) -> None:
         self._load = load
         self._backend = backend
-        self._rng = random.Random(load.seed)
+        self._rng = random.Random(f"{load.seed}-{next(_PLAYED)}")
         self._start_s = time.time() + LEAD_S
         first_s = min(item.arrival_s for item in load.items)
         self._sent = [

@@ -29,7 +29,10 @@ from bench.real.measuring import measure
 from bench.real.sweep import CHUNKS, best_chunk
 from bench.real.systems import ENGINES, KINDS, Setup, System
 from bench.workloads import Arrivals, WorkloadSpec, generate
+from common.bus.redis import RedisBus
 from common.errors import WorkloadError
+from common.latency_model import LatencyModel
+from common.settings import Settings
 
 WARM_UP_S = 5.0
 WARM_UP_SEED = 800_001
@@ -202,6 +205,11 @@ class RealMode:
         items = replace(case, spec=replace(case.spec, seconds=seconds)).at(rate, TUNING_SEED).items()
         return Load(items, self.objectives(case).slos(items), TUNING_SEED, drain_s=10.0)
 
+    def engine_models(self) -> list[LatencyModel]:
+        """What the workers of the product have learned of their engines by now; none if it does not run."""
+        url = self._running[1].redis_url if self._running is not None else None
+        return [] if url is None else self._runner.run(_engine_models(url))
+
     def _system(self, setup: Setup, objectives: Objectives) -> System:
         if self._running is not None and self._running[0] == setup:
             return self._running[1]
@@ -254,6 +262,11 @@ class RealMode:
             "step_ms": {str(context): 1e3 * s for context, s in calibration.step},
             "chunks": dict(self._chunks) if self.options.chunk is None else self.options.chunk,
         }
+
+
+async def _engine_models(redis_url: str) -> list[LatencyModel]:
+    async with RedisBus.connect(Settings(redis_url=redis_url)) as bus:
+        return [state.latency for state in (await bus.workers()).values() if state is not None]
 
 
 async def _measured(model: str, folder: Path) -> Calibration:

@@ -54,10 +54,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running system: how to ask it, and its processes by name."""
+    """A running system: how to ask it, its processes by name, and the Redis of the product."""
 
     backend: Backend
     processes: Mapping[str, int]
+    redis_url: str | None = None
 
 
 Start = Callable[[Setup, Path], AbstractAsyncContextManager[System]]
@@ -115,7 +116,7 @@ async def product(setup: Setup, folder: Path) -> AsyncIterator[System]:
 def _running(cluster: Cluster) -> System:
     processes = {name.rsplit("-", 1)[0]: child.process.pid for name, child in cluster.children.items()}
     assert cluster.redis.pid is not None
-    return System(Product(cluster.url), processes | {"redis": cluster.redis.pid})
+    return System(Product(cluster.url), processes | {"redis": cluster.redis.pid}, cluster.redis.url)
 
 
 @asynccontextmanager
