@@ -4,8 +4,8 @@
 :mod:`common.batching_reference`; :mod:`common.batching_core` is the same compiled, at a tenth of the time.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 
 import numpy as np
@@ -84,6 +84,27 @@ class Former:
     margin: float = 0.05
     share: float = 0.05
     longest_s: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A promised sequence whose KV is on its way: when its next token is due, and its TPOT."""
+
+    due_s: float
+    tpot_s: float
+
+
+def with_pulls(former: Former, pulls: Iterable[Pull], now_s: float, step_s: float) -> Former:
+    """The same with batches short enough for what is pulled, which is noticed at a batch's end only.
+
+    A decode step of ``step_s`` is still to come after it. What is late already asks for batches of its TPOT.
+    """
+    longest_s = former.longest_s
+    for pull in pulls:
+        if pull.due_s < inf:
+            room_s = max(pull.due_s - now_s - step_s, pull.tpot_s)
+            longest_s = min(longest_s, room_s * (1 - former.margin))
+    return former if longest_s == former.longest_s else replace(former, longest_s=longest_s)
 
 
 @dataclass(frozen=True, slots=True)

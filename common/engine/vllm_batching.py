@@ -17,7 +17,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from common.batching import Batch, BatchState, Columns, Former, form_batch, warm_up
+from common.batching import Batch, BatchState, Columns, Former, Pull, form_batch, warm_up, with_pulls
 from common.engine.promises import Promise
 from common.engine.vllm_drafting import Drafting
 from common.engine.vllm_scheduler import EXTRA, terms_of
@@ -174,8 +174,18 @@ class Planned(Drafting):
             max_seqs=scheduler.max_num_running_reqs,
             lookahead_tokens=scheduler.num_lookahead_tokens,
             credit_tokens=self._credit_tokens,
-            former=self._former,
+            former=with_pulls(self._former, self._pulls(queued), now_s, self._decode_step_s()),
         )
+
+    def _pulls(self, queued: list[Any]) -> list[Pull]:
+        """Sequences whose KV is on its way, or will be from this step on."""
+        waiting = [r for r in self.kv_holding_waiting if not self._is_loaded(r)]  # type: ignore[attr-defined]
+        promises = [self._promises[r.request_id] for r in (*waiting, *filter(_pulls_kv, queued))]
+        return [Pull(promise.due_s, promise.tpot_s) for promise in promises]
+
+    def _decode_step_s(self) -> float:
+        running = self.running  # type: ignore[attr-defined]
+        return self._latency.decode_seconds(len(running) + 1, sum(r.num_computed_tokens for r in running))
 
     def _form(self, state: BatchState, now_s: float) -> Batch:
         return form_batch(state, now_s)
@@ -194,8 +204,7 @@ class Planned(Drafting):
         is_running = np.arange(count) < running
         remote = np.zeros(count, dtype=np.bool_)
         for index in range(running, count):
-            transfer = requests[index].kv_transfer_params
-            remote[index] = bool(transfer and transfer.get("do_remote_prefill"))
+            remote[index] = _pulls_kv(requests[index])
         drafts = np.zeros(count, dtype=np.int64)
         if self.num_spec_tokens:  # type: ignore[attr-defined]
             drafts[:] = [len(r.spec_token_ids) for r in requests]
@@ -266,6 +275,10 @@ class Planned(Drafting):
         return {**super()._exports(), **own}
 
     _plan_s = 0.0
+
+
+def _pulls_kv(request: Any) -> bool:
+    return bool(request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"))
 
 
 def _check_instance(scheduler: Any) -> None:
