@@ -143,13 +143,17 @@ class Cluster:
         self.redis.stop()
 
 
+def own_cpus(number: int, engines: int) -> tuple[int, ...]:
+    """The CPU of one of several engines of one thread each; none where there are fewer CPUs than engines."""
+    return share(sorted(os.sched_getaffinity(0)), number, engines, threads=1)
+
+
 def start_pipeline(cluster: Cluster, prefill: int = 1, decode: int = 1) -> None:
     """Start one api, one planner and that many workers, each engine on a CPU of its own where there are enough."""
     cluster.start("admission")
     cluster.start("api")
     for number, kind in enumerate(["prefill_worker"] * prefill + ["decode_worker"] * decode):
-        own = share(sorted(os.sched_getaffinity(0)), number, prefill + decode, threads=1)
-        cluster.start(kind, SLOS_ENGINE_CPUS=",".join(map(str, own)))
+        cluster.start(kind, SLOS_ENGINE_CPUS=",".join(map(str, own_cpus(number, prefill + decode))))
 
 
 def tail(path: Path, lines: int = 30) -> str:

@@ -15,9 +15,8 @@ from typing import Any
 
 import aiohttp
 
-from bench.cluster import ONE_THREAD, free_port, tail
+from bench.cluster import ONE_THREAD, free_port, own_cpus, tail
 from bench.real.cpu import keep_engine_to
-from common.engine.cpus import share
 
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
@@ -108,7 +107,7 @@ async def start_all(options: Sequence[ServerOptions], folder: Path) -> list[Stoc
     try:
         await asyncio.gather(*(server.ready() for server in servers))
         for number, server in enumerate(servers):
-            if own := share(sorted(os.sched_getaffinity(0)), number, len(servers), threads=1):
+            if own := own_cpus(number, len(servers)):
                 keep_engine_to(server.pid, own)
     except BaseException:
         stop_all(servers)

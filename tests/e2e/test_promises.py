@@ -129,7 +129,7 @@ async def test_a_reasoning_request_changes_its_pace_at_the_end_of_thinking(
 
 
 async def test_the_next_rounds_of_a_session_find_their_prefix(cluster: Cluster, bus: RedisBus) -> None:
-    """A preference, so one of three sessions must: on busy cores the other worker is at times expected to be sooner."""
+    """A preference, so one of three sessions must; once a second round went to the other worker, why is not known."""
     await whole(cluster, bus)
     async with session(cluster.url) as client:
         for name in ("one", "two", "three"):
