@@ -1,7 +1,7 @@
 """Which CPUs an engine computes on.
 
 Two engines that floated on two CPUs, each 85 % busy, had spells of steps 1.7 times as long as on an idle machine, as if
-they shared one; they attained 0.74 and 0.89 of the SLOs of a load, and 0.93 and 0.96 with a CPU each (docs/decisions.md).
+they shared one; they attained 0.74 and 0.89 of the SLOs of a load, with a CPU each 0.93 and 0.96 (docs/decisions.md).
 """
 
 import os
