@@ -77,9 +77,9 @@ class TableRows:
 
 
 def situation(
-    state: ClusterState, held: Sequence[Held], now_s: float, options: PlannerOptions, rows: TableRows
+    state: ClusterState, held: Sequence[Held], due_s: Floats, now_s: float, options: PlannerOptions, rows: TableRows
 ) -> Situation:
-    """The arrays of one plan; the load holds all that runs."""
+    """The arrays of one plan; ``due_s`` is when each that is held is due, and the load holds all that runs."""
     rows.update(state.survival if options.memory == "survival" else None)
     lanes = sorted(state.workers)
     numbers = {name: i for i, name in enumerate(lanes)}
@@ -98,7 +98,7 @@ def situation(
     waiting = np.flatnonzero(running["todo"])
     order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
     bind_after_s = options.bind_after_s(int(takers(fleet, options.elastic).sum()))
-    queue = _queue(held, numbers, rows, now_s, state.hop_s, bind_after_s)
+    queue = _queue(held, due_s - now_s - state.hop_s, numbers, rows, now_s, bind_after_s)
     prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
     sent = line_up(
         running, order, lane_of, fleet, load, now_s, state.hop_s, options.head_start, options.elastic, *prompts
@@ -121,32 +121,26 @@ def _ticks(due_s: Floats) -> Floats:
 
 
 def _queue(
-    held: Sequence[Held],
-    lanes: dict[str, int],
-    rows: TableRows,
-    now_s: float,
-    hop_s: float,
-    bind_after_s: float,
+    held: Sequence[Held], due_s: Floats, lanes: dict[str, int], rows: TableRows, now_s: float, bind_after_s: float
 ) -> Queue:
-    finite = math.isfinite(bind_after_s)
+    """``due_s`` counts from now."""
     known = rows.rows
-    values = []
-    for one in held:
-        objective = one.objective
-        values.append(
-            (
-                one.need_tokens,
-                one.due_s - now_s - hop_s,
-                math.inf if objective is None else objective.tightest_tpot_s,
-                one.generated_tokens,
-                one.max_tokens,
-                known.get(one.tier, 0),
-                -1 if one.prefix_worker is None else lanes.get(one.prefix_worker, -1),
-                min(one.prefix_tokens, one.need_tokens - 1),
-                finite and now_s - one.arrival_s >= bind_after_s,
-            )
-        )
-    return cast(Queue, np.array(values, dtype=QUEUE))
+    queue = np.empty(len(held), QUEUE)
+    queue["due_s"] = due_s
+    queue["tokens"] = [one.need_tokens for one in held]
+    queue["tpot_s"] = [math.inf if one.objective is None else one.objective.tightest_tpot_s for one in held]
+    queue["generated"] = [one.generated_tokens for one in held]
+    queue["left"] = [one.max_tokens for one in held]
+    queue["table"] = [known.get(one.tier, 0) for one in held]
+    queue["prefix"], queue["cached"] = -1, 0.0
+    for i, one in enumerate(held):
+        if one.prefix_worker is not None:
+            queue["prefix"][i] = lanes.get(one.prefix_worker, -1)
+            queue["cached"][i] = min(one.prefix_tokens, one.need_tokens - 1)
+    queue["bind"] = False
+    if math.isfinite(bind_after_s):
+        queue["bind"] = [now_s - one.arrival_s >= bind_after_s for one in held]
+    return cast(Queue, queue)
 
 
 @compiled

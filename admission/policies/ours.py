@@ -67,8 +67,9 @@ class Ours:
         """Decide on the held requests."""
         if not state.held or not _able(state):
             return Plan({}, {}, {})
-        held = sorted(state.held, key=_urgency)
-        at = situation(state, held, now_s, self._options, self._rows)
+        urgent = sorted((one.due_s, one.arrival_s, one.id, one) for one in state.held)
+        held = [one for _, _, _, one in urgent]
+        at = situation(state, held, np.array([due_s for due_s, _, _, _ in urgent]), now_s, self._options, self._rows)
         cycle = _Cycle(state, now_s, held, at, nothing_placed(len(held)))
         rules = self._rules(cycle)
         hopeful = self._hopeful(cycle)
@@ -221,10 +222,6 @@ def _able(state: ClusterState) -> bool:
     """Whether there is a worker for each stage."""
     workers = state.workers.values()
     return all(any(stage in worker.may for worker in workers) for stage in Stage)
-
-
-def _urgency(one: Held) -> tuple[float, float, str]:
-    return one.due_s, one.arrival_s, one.id
 
 
 def _prompt_rate(cycle: _Cycle, elastic: bool) -> float:

@@ -1,7 +1,8 @@
 """``python -m bench.control_plane.fleet``: many workers with simulated engines in one process.
 
 Each is a :class:`common.worker.host.WorkerHost` as a worker process has it, on a bus that all share. A step of an
-engine takes the same time whatever is in it, so that engines are never what is short.
+engine takes the same time whatever is in it, so that engines are never what is short; batches are first come first
+served, as forming better ones is an engine's work.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ _S_PER_TOKEN = 1e-7
 def hosts(bus: RedisBus, settings: Settings, count: int, step_s: float) -> list[WorkerHost]:
     """A quarter prefers prompts, at least one; all may do both."""
     registry, latency = KvRegistry(), LatencyModel((Piece(_S_PER_TOKEN, 0.0, step_s),))
+    settings = settings.model_copy(update={"batch_policy": "stock"})
     prefers = [Stage.PREFILL if number % 4 == 0 else Stage.DECODE for number in range(count)]
     return [
         WorkerHost(bus, SimulatedEngine(settings, latency=latency, registry=registry), settings, one, tuple(Stage))

@@ -159,7 +159,8 @@ class Engine:
         if not self._members:
             self.stepping = False
             return
-        view = View(self.book, self._rows_now(), self.free_blocks, self.preset, self.preset.max_batch_tokens)
+        pulling = np.array([*self._pulling], np.int64)
+        view = View(self.book, self._rows_now(), self.free_blocks, self.preset, self.preset.max_batch_tokens, pulling)
         formed = self._former.form(view, now_s)
         self._preempt(formed.preempt)
         formed = self._pull_remote(formed, now_s)

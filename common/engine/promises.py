@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from common.engine.interface import Job
 from common.slo import CHECK_EVERY, Objective, thinking_tokens
 
 
@@ -49,6 +50,24 @@ def terms(
         "seeded": seeded,
         "drafts": drafts,
     }
+
+
+def terms_of(job: Job, start: int) -> dict[str, Any]:
+    """Terms of a job whose output begins at token ``start`` of the answer."""
+    have, begin, end = job.generated, job.thinking_start, job.thinking_end
+    return terms(
+        job.objective,
+        tier=job.tier,
+        arrival_s=job.arrival_s,
+        start=start,
+        have=len(have),
+        first_token_s=job.first_token_s,
+        thinking_start=begin,
+        thinking_end=end,
+        thought=thinking_tokens(have, begin, end) if have else None,
+        seeded=job.sampling.seed is not None and job.sampling.temperature > 0,
+        drafts=job.drafts,
+    )
 
 
 @dataclass(slots=True)

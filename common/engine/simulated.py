@@ -15,10 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.batching import Former, warm_up
 from common.engine.checks import check_job, finish_of
 from common.engine.clock import Clock, SystemClock
 from common.engine.interface import Facts, Job, Load, Output
-from common.engine.simulated_core import Core, Phase, Sequence, batch_of
+from common.engine.promises import Promise, terms_of
+from common.engine.simulated_batching import SlackBatches
+from common.engine.simulated_core import Core, Grant, Phase, Sequence, batch_of
 from common.engine.simulated_kv import HeldKv, KvRegistry
 from common.errors import EngineDead
 from common.latency_model import LatencyModel, Piece
@@ -32,10 +35,13 @@ _BYTES_PER_BLOCK_TOKEN = 8 * 1024
 _FIRST_PLAIN_TOKEN = 16
 _UNSHARED_HOLD_S = 0.1
 _SAMPLES = 4096
+_POLL_S = 0.02
 
 
 class SimulatedEngine:
     """Continuous batching with chunked prefill and bounded KV, at the latency model's speed.
+
+    Batches are the product's, or first come first served with ``batch_policy`` stock.
 
     Engines with one ``registry`` pull from each other. Without one, producer and consumer are taken to be in
     different processes: a hand-off is trusted after ``transfer_s``, and the producer frees its KV by itself.
@@ -62,6 +68,10 @@ class SimulatedEngine:
         self.transfer_s = transfer_s
         self._lease_s = settings.kv_lease_s
         self._eos = eos_token_ids
+        self._hop_s = settings.hop_ms / 1e3
+        self._batches: SlackBatches | None = None
+        if settings.batch_policy == "slo":
+            self._batches = SlackBatches(Former(margin=settings.batch_margin, share=settings.best_effort_share))
         self._core = Core(
             self._facts.total_blocks, settings.block_size, settings.max_num_seqs, self._facts.max_batch_tokens
         )
@@ -77,6 +87,8 @@ class SimulatedEngine:
     async def start(self) -> Facts:
         """Begin to run."""
         self._alive()
+        if self._batches is not None:
+            await asyncio.to_thread(warm_up)
         if self._registry is not None:
             self._registry.engines[self._id] = self._held
         self._spawn(self._run())
@@ -91,6 +103,7 @@ class SimulatedEngine:
             return
         sequence = Sequence(job, [*job.prompt, *job.generated])
         sequence.pull_first = job.hand_off is not None
+        sequence.promise = Promise.of(terms_of(job, len(job.generated)), self._clock.now_s(), self._hop_s)
         outbox: asyncio.Queue[Output | EngineDead] = asyncio.Queue()
         self._outboxes[id(sequence)] = outbox
         self._core.add(sequence)
@@ -171,9 +184,9 @@ class SimulatedEngine:
     async def _run(self) -> None:
         while True:
             self._held.expire(self._clock.now_s())
-            for sequence in self._core.pull_starts():
+            grants, pulls = self._plan()
+            for sequence in pulls:
                 self._spawn(self._pull(sequence))
-            grants = self._core.plan()
             if not grants:
                 await self._wait()
                 continue
@@ -189,13 +202,23 @@ class SimulatedEngine:
                 self._emit(sequence)
             self._changed()
 
+    def _plan(self) -> tuple[list[Grant], list[Sequence]]:
+        """What the next iteration computes, and whose KV is pulled from now on."""
+        core = self._core
+        if self._batches is None or not (core.waiting or any(one.todo > 1 for one in core.running)):
+            pulls = core.pull_starts()
+            return core.plan(), pulls
+        return core.carry_out(*self._batches.form(core, self.latency, self._clock.now_s()))
+
     async def _wait(self) -> None:
-        """Until work arrives or the next lease ends."""
+        """Until work arrives, the next lease ends, or it is time to ask the batch policy again."""
         self._work.clear()
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._work.wait())]
         next_s = self._held.next_expiry_s()
         if next_s is not None:
             tasks.append(asyncio.create_task(self._clock.sleep(next_s - self._clock.now_s())))
+        if self._batches is not None and self._core.waiting:
+            tasks.append(asyncio.create_task(self._clock.sleep(_POLL_S)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -205,6 +228,8 @@ class SimulatedEngine:
     def _emit(self, sequence: Sequence) -> None:
         token = self._next_token(sequence)
         sequence.tokens.append(token)
+        if sequence.promise is not None:
+            sequence.promise.advance((token,), self._clock.now_s())
         first = len(sequence.output) == len(sequence.job.generated) + 1
         finish = finish_of(sequence.job, sequence.output, self._eos)
         hand_off = None

@@ -1,10 +1,13 @@
 """The simulated engine's scheduler: continuous batching over bounded KV blocks, without time and I/O."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from common import batching
 from common.engine.interface import Chunk, Job
+from common.engine.promises import Promise
 from common.latency_model import Batch
 
 
@@ -27,6 +30,7 @@ class Sequence:
     blocks: int = 0
     phase: Phase = Phase.WAITING
     pull_first: bool = False
+    promise: Promise | None = None
     notes: dict[str, float] = field(default_factory=dict)
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -50,7 +54,7 @@ class Grant:
 
 
 class Core:
-    """First come, first served; decodes before prefill chunks; the youngest is preempted when KV runs out.
+    """Sequences and their blocks. By itself first come, first served, and the youngest preempted when KV runs out.
 
     ``free_blocks`` plus the blocks of all sequences plus those taken by :meth:`keep` is always ``total_blocks``.
     """
@@ -91,13 +95,18 @@ class Core:
         started = []
         while self.waiting and self.waiting[0].pull_first and len(self.running) < self.max_seqs:
             sequence = self.waiting[0]
-            if not self._allocate(sequence, sequence.todo - 1):
+            if not self._start_pull(sequence):
                 break
-            self.waiting.popleft()
-            sequence.phase, sequence.pull_first = Phase.PULLING, False
-            self.running.append(sequence)
             started.append(sequence)
         return started
+
+    def _start_pull(self, sequence: Sequence) -> bool:
+        if not self._allocate(sequence, sequence.todo - 1):
+            return False
+        self.waiting.remove(sequence)
+        sequence.phase, sequence.pull_first = Phase.PULLING, False
+        self.running.append(sequence)
+        return True
 
     def plan(self) -> list[Grant]:
         """The next iteration's batch; its blocks are allocated. Empty if nothing can run."""
@@ -120,6 +129,25 @@ class Core:
             budget -= tokens
         return grants
 
+    def carry_out(self, batch: batching.Batch, named: Mapping[str, Sequence]) -> tuple[list[Grant], list[Sequence]]:
+        """Allocate for a batch that was formed elsewhere; returns what is computed, and what begins to pull its KV."""
+        for name in batch.preempt:
+            self._preempt(named[name])
+        grants: list[Grant] = []
+        pulls: list[Sequence] = []
+        for name, tokens in batch.tokens.items():
+            sequence = named[name]
+            if sequence.pull_first:
+                if self._start_pull(sequence):
+                    pulls.append(sequence)
+            elif self._allocate(sequence, tokens):
+                if sequence.phase is Phase.WAITING:
+                    self.waiting.remove(sequence)
+                    sequence.phase = Phase.RUNNING
+                    self.running.append(sequence)
+                grants.append(Grant(sequence, tokens))
+        return grants, pulls
+
     def apply(self, grants: list[Grant], now_s: float = 0.0) -> list[Sequence]:
         """Count a batch as computed at ``now_s``; returns the sequences that are due a token."""
         alive = [g for g in grants if g.sequence.phase is Phase.RUNNING]
@@ -136,13 +164,16 @@ class Core:
             granted = {id(grant.sequence) for grant in grants}
             victims = [s for s in self.running if s.phase is Phase.RUNNING and id(s) not in granted]
             victim = victims[-1]
-            self.running.remove(victim)
-            self._free(victim)
-            victim.computed, victim.phase = 0, Phase.WAITING
-            self.waiting.appendleft(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._free(victim)
+        victim.computed, victim.phase = 0, Phase.WAITING
+        self.waiting.appendleft(victim)
 
     def _allocate(self, sequence: Sequence, tokens: int) -> bool:
         need = -(-(sequence.computed + tokens) // self.block_size) - sequence.blocks

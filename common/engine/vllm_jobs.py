@@ -7,10 +7,9 @@ from typing import Any
 
 from common.codec import Tokens
 from common.engine.interface import Job
-from common.engine.promises import terms
+from common.engine.promises import terms_of
 from common.errors import EngineDead, EngineRefused
 from common.messages import HandOff
-from common.slo import thinking_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
 
     wanted = job.sampling
     stops = set(wanted.stop_token_ids) | (set() if wanted.ignore_eos else eos)
-    extra: dict[str, Any] = {"slos": {"key": key, **_terms(job, attempt)}}
+    extra: dict[str, Any] = {"slos": {"key": key, **terms_of(job, len(job.generated) - len(attempt.replayed))}}
     if attempt.transfer is not None:
         extra["kv_transfer_params"] = dict(attempt.transfer)
     return SamplingParams(
@@ -83,23 +82,6 @@ def sampling_params(job: Job, attempt: Attempt, eos: frozenset[int], key: int) -
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=extra,
-    )
-
-
-def _terms(job: Job, attempt: Attempt) -> dict[str, Any]:
-    have, begin, end = job.generated, job.thinking_start, job.thinking_end
-    return terms(
-        job.objective,
-        tier=job.tier,
-        arrival_s=job.arrival_s,
-        start=len(have) - len(attempt.replayed),
-        have=len(have),
-        first_token_s=job.first_token_s,
-        thinking_start=begin,
-        thinking_end=end,
-        thought=thinking_tokens(have, begin, end) if have else None,
-        seeded=job.sampling.seed is not None and job.sampling.temperature > 0,
-        drafts=job.drafts,
     )
 
 

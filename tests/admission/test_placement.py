@@ -55,7 +55,7 @@ def drawn(seed: int) -> Situation:
     ]
     held.sort(key=lambda one: one.objective.prefill_due_s if one.objective else 0.0)
     state = make_state(held, running, workers={worker.id: worker for worker in workers})
-    return situation(state, held, NOW_S, PlannerOptions(), TableRows())
+    return situation(state, held, np.array([one.due_s for one in held]), NOW_S, PlannerOptions(), TableRows())
 
 
 @given(st.integers(0, 10**6))

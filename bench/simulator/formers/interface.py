@@ -7,15 +7,21 @@ import numpy as np
 from bench.presets import Preset
 from bench.simulator.book import Book, Ints
 
+NONE: Ints = np.zeros(0, np.int64)
+
 
 class View(NamedTuple):
-    """An engine's state between two iterations. ``members`` are rows of the book, in order of their coming."""
+    """An engine's state between two iterations. ``members`` are rows of the book, in order of their coming.
+
+    The KV of those in ``pulling`` is on its way; they are no members yet.
+    """
 
     book: Book
     members: Ints
     free_blocks: int
     preset: Preset
     max_tokens: int
+    pulling: Ints = NONE
 
 
 class Formed(NamedTuple):
@@ -36,6 +42,3 @@ class Former(Protocol):
 
     def verified(self, tier: int, drafted: int, accepted: int) -> None:
         """A verification of ``drafted`` tokens ended."""
-
-
-NONE: Ints = np.zeros(0, np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.simulator.book import Book, Ints, checked_in
 from bench.simulator.formers.interface import NONE, Formed, View
-from common.batching import Batch, BatchState, Columns, form_batch
+from common.batching import Batch, BatchState, Columns, Pull, form_batch, with_pulls
 from common.batching import Former as Options
 from common.latency_model import LatencyModel
 from common.speculation import CROWDED_KV, MOST, Acceptance, Tier, draft_lengths
@@ -47,7 +47,7 @@ class SlackFormer:
             max_tokens=view.max_tokens,
             max_seqs=view.preset.max_seqs,
             credit_tokens=self._credit_tokens,
-            former=self._options,
+            former=self._patient(view, columns, now_s),
         )
         batch = form_batch(state, now_s)
         self._credit_tokens = batch.credit_tokens
@@ -56,6 +56,17 @@ class SlackFormer:
     def verified(self, tier: int, drafted: int, accepted: int) -> None:
         """Learn."""
         self._acceptance[tier] = self._acceptance.get(tier, Acceptance()).observe(drafted, accepted)
+
+    def _patient(self, view: View, columns: Columns, now_s: float) -> Options:
+        """Batches that leave time for what is pulled, or will be from this one on."""
+        rows = view.book.rows[np.concatenate((view.members[columns.remote], view.pulling))]
+        if not len(rows):
+            return self._options
+        rows = rows[rows["promised"]]
+        pulls = map(Pull, (rows["due"] - self._reply_s).tolist(), rows["pace"].tolist())
+        kv = int(columns.context_tokens[columns.running].sum())
+        step_s = view.preset.latency.decode_seconds(int(columns.running.sum()) + 1, kv)
+        return with_pulls(self._options, pulls, now_s, step_s)
 
     def _columns(self, view: View) -> Columns:
         rows = view.book.rows[view.members]

@@ -5,6 +5,7 @@ import pytest
 
 from bench.simulator.book import Book, look_ahead
 from bench.simulator.formers import Former, PaperFormer, PrefillFirstFormer, SlackFormer, StockFormer, View
+from bench.simulator.formers.interface import NONE
 from bench.workloads import Item
 from common.batching import Former as Options
 from tests.bench.simulator.support import PLAIN
@@ -110,3 +111,14 @@ def test_the_product_skips_no_deadline_for_a_long_prompt() -> None:
     batch = SlackFormer(Options(), 0.0).form(seen, 0.4)
     assert batch.tokens[batch.rows.tolist().index(0)] == 1
     assert 0.4 + batch.seconds <= float(seen.book.rows["due"][0])
+
+
+@pytest.mark.parametrize("let_in", [False, True])
+def test_the_products_prompts_leave_time_for_what_is_pulled(let_in: bool) -> None:
+    pulled = {"prompt": 100, "count": 1, "computed": 0, "remote": True, "first": 0.5, "ttft": 0.5, "tpot": 0.06}
+    seen = view({**PROMPT, "prompt": 4000, "ttft": 9.0}, pulled)
+    if let_in:
+        seen = seen._replace(members=seen.members[:1], pulling=seen.members[1:])
+    batch = SlackFormer(Options(), 0.0).form(seen, 0.5)
+    assert 0.5 * 0.06 < batch.seconds <= 0.06
+    assert SlackFormer(Options(), 0.0).form(seen._replace(members=seen.members[:1], pulling=NONE), 0.5).seconds > 0.1

@@ -1,10 +1,15 @@
 """Batches drawn at random, for engines whose tokens must not depend on how they are batched. Imported by vLLM."""
 
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 from common.batching import Batch, BatchState, Candidate
 from common.engine.vllm_batching import Planned, PlannedAsyncScheduler, PlannedScheduler
+
+LONGEST = "LONGEST_BATCHES"
+"""Environment variable: the file to which each batch adds how long it may be at most, in seconds."""
 
 
 class Random(Planned):
@@ -18,6 +23,9 @@ class Random(Planned):
         """Draw for every batch."""
 
     def _form(self, state: BatchState, now_s: float) -> Batch:
+        if LONGEST in os.environ:
+            with Path(os.environ[LONGEST]).open("a") as file:
+                file.write(f"{state.former.longest_s}\n")
         if self._rng.random() < 0.05:
             raise RuntimeError("drawn")
         rows = state.columns.rows()

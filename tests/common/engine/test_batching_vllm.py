@@ -1,6 +1,7 @@
 """Real vLLM under random batches: whoever is skipped, cut, preempted or drafted for, the tokens are stock vLLM's."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from common.batching import Former
 from common.codec import Tokens
 from common.engine.interface import Job
 from common.engine.vllm import VllmEngine
 from common.errors import EngineError
 from common.messages import Sampling
+from common.slo import Objective
+from tests.common.engine.random_policy import LONGEST
 from tests.common.engine.support import (
     Started,
     VllmPool,
@@ -98,13 +102,25 @@ async def test_random_drafts_give_stock_tokens(model: str, stock: list[Tokens], 
         await until(engine.free)
 
 
-async def test_random_batches_and_drafts_give_stock_tokens_across_a_hand_off(model: str, stock: list[Tokens]) -> None:
+async def test_random_batches_and_drafts_give_stock_tokens_across_a_hand_off_and_leave_time_for_it(
+    model: str, stock: list[Tokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"speculation": "draft", "draft_model": DRAFT}
+    monkeypatch.setenv(LONGEST, str(tmp_path / "longest"))
     async with running(model, RANDOM, **options) as producer, running(model, RANDOM, **options) as consumer:
         given = await asyncio.gather(*(handed_off(producer, consumer, job) for job in JOBS))
         assert list(given) == stock
+        assert longest(tmp_path) == {Former().longest_s}
+        promised = replace(JOBS[0], objective=Objective(time.time(), 0.05, 0.04))
+        assert await handed_off(producer, consumer, promised) == stock[0]
+        assert 0 < min(longest(tmp_path)) <= 0.04
         await until(producer.free)
         await until(consumer.free)
+
+
+def longest(folder: Path) -> set[float]:
+    """How long batches could be at most."""
+    return {float(line) for line in (folder / "longest").read_text().split()}
 
 
 async def test_little_kv_preempts_and_leaks_nothing(model: str, stock: list[Tokens]) -> None:

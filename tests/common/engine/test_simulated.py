@@ -5,13 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.batching import Former
 from common.engine.clock import VirtualClock
 from common.engine.interface import Engine, Job, Output
+from common.engine.promises import Promise
 from common.engine.simulated import DEFAULT_LATENCY, KvRegistry, SimulatedEngine
+from common.engine.simulated_batching import SlackBatches
 from common.engine.simulated_core import Core, Phase, Sequence
 from common.errors import EngineDead
 from common.messages import Sampling
 from common.settings import Settings
+from common.slo import Objective, attained
+
+NOW_S = 1_000_000.0
 
 
 def make_settings(**changes: Any) -> Settings:
@@ -28,6 +34,48 @@ async def collect(engine: Engine, job: Job) -> list[Output]:
 
 def tokens_of(outputs: list[Output]) -> tuple[int, ...]:
     return tuple(token for output in outputs for token in output.tokens)
+
+
+@pytest.mark.parametrize("policy", ["slo", "stock"])
+async def test_batches_keep_a_tight_decode_in_time_beside_long_prompts_unless_they_are_stock(policy: str) -> None:
+    clock = VirtualClock()
+    engine = SimulatedEngine(make_settings(batch_policy=policy, max_num_batched_tokens=2048), clock=clock)
+    await engine.start()
+    tight, loose = (Objective(clock.now_s(), ttft_s, tpot_s) for ttft_s, tpot_s in ((0.1, 0.03), (60.0, 2.0)))
+    times_s: list[float] = []
+
+    async def decode() -> None:
+        async for _ in engine.generate(make_job(prompt=32, max_tokens=40, objective=tight)):
+            times_s.append(clock.now_s())
+
+    jobs = [make_job(str(i), prompt=2000, max_tokens=2, objective=loose) for i in range(6)]
+    await asyncio.gather(decode(), *(collect(engine, job) for job in jobs))
+    assert attained(tight, times_s, tolerance=0.0) == (policy == "slo")
+    await engine.close()
+
+
+@pytest.mark.parametrize("policy", ["slo", "stock"])
+async def test_what_is_pulled_into_a_busy_engine_is_in_time_unless_its_batches_are_stock(policy: str) -> None:
+    clock, registry = VirtualClock(), KvRegistry()
+    settings = make_settings(batch_policy=policy, max_num_batched_tokens=2048)
+    producer, consumer = (SimulatedEngine(settings, clock=clock, registry=registry) for _ in range(2))
+    await producer.start()
+    await consumer.start()
+    first = (await collect(producer, make_job(keep_kv=True)))[-1]
+    loose = Objective(clock.now_s(), 60.0, 2.0)
+    busy = [asyncio.create_task(collect(consumer, make_job(str(i), 2000, 2, objective=loose))) for i in range(4)]
+    await clock.sleep(0.01)
+    start_s = clock.now_s()
+    tight = Objective(start_s - 0.1, 0.1, 0.1)
+    job = make_job(
+        max_tokens=2, generated=first.tokens, first_token_s=start_s, hand_off=first.hand_off, objective=tight
+    )
+    await collect(consumer, job)
+    late_s = clock.now_s() - start_s - 0.1
+    assert (late_s <= 0.2) == (policy == "slo")
+    await asyncio.gather(*busy)
+    await producer.close()
+    await consumer.close()
 
 
 async def test_an_iteration_takes_the_latency_models_time() -> None:
@@ -151,9 +199,13 @@ steps = st.lists(
 )
 
 
+@pytest.mark.parametrize("policy", ["slo", "stock"])
 @settings(max_examples=150, deadline=None)
-@given(steps)
-def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(script: list[tuple[str, int, int]]) -> None:
+@given(script=steps)
+def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(
+    policy: str, script: list[tuple[str, int, int]]
+) -> None:
+    batches = SlackBatches(Former())
     core = Core(total_blocks=7, block_size=16, max_seqs=4, max_batch_tokens=24)
     goals: dict[int, int] = {}
     kept: list[int] = []
@@ -166,7 +218,7 @@ def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(scrip
         assert len(core.running) <= core.max_seqs
 
     def step() -> bool:
-        grants = core.plan()
+        grants = core.plan() if policy == "stock" else core.carry_out(*batches.form(core, DEFAULT_LATENCY, NOW_S))[0]
         assert sum(grant.tokens for grant in grants) <= core.max_batch_tokens
         check()
         for sequence in core.apply(grants):
@@ -178,7 +230,8 @@ def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(scrip
 
     for kind, number, more in script:
         if kind == "add":
-            sequence = Sequence(make_job(), [1] * number)
+            promised = Objective(NOW_S - 1, 1.0 + number, 0.05) if number % 3 else None
+            sequence = Sequence(make_job(), [1] * number, promise=Promise("", NOW_S + len(goals), promised))
             goals[id(sequence)] = number + more
             alive.append(sequence)
             core.add(sequence)
