@@ -46,13 +46,25 @@ class Timeline(NamedTuple):
     slack_s: Floats
 
 
+@compiled
 def grid(deadlines: Floats, kept: Floats) -> Floats:
     """Ascending times that hold all of ``kept`` and up to :data:`MOST_DEADLINES` of the deadlines, in ticks."""
     unique = np.unique(deadlines)
-    if len(unique) > MOST_DEADLINES:
-        unique = unique[np.linspace(0, len(unique) - 1, MOST_DEADLINES).round().astype(np.int64)]
-    last = max(float(unique[-1]) if len(unique) else 0.0, float(kept.max()) if len(kept) else 0.0)
-    return np.unique(np.concatenate((unique, kept[kept > 0], _STEPS[last > _STEPS])))
+    count, last = min(unique.shape[0], MOST_DEADLINES), 0.0
+    out = np.empty(count + kept.shape[0] + _STEPS.shape[0])
+    for k in range(count):
+        at = k if count == unique.shape[0] else round(k * (unique.shape[0] - 1) / (count - 1))
+        out[k] = last = unique[at]
+    for due in kept:
+        if due > 0:
+            out[count] = due
+            last = max(last, due)
+            count += 1
+    for step in _STEPS:
+        if step < last:
+            out[count] = step
+            count += 1
+    return np.unique(out[:count])
 
 
 @compiled
@@ -180,12 +192,12 @@ def stays_in_time(
     first = min(column if work > 0 else count, column_of(line, due) + 1 if tpot < math.inf else count)
     best = line.budget[lane, first - 1] if first > 0 else -math.inf  # until then all stays as it is
     for h in range(first, count):
-        rounds, decoders, held = line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h]
         if line.times[h] > due and tpot < math.inf:
-            rounds = max(rounds, math.floor((line.times[h] - due) / tpot))
-            decoders += 1
-            held += context
-        best = max(best, _budget_at(fleet, line, lane, h, rounds, decoders, held))
+            rounds = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
+            decoders, held = line.decoders[lane, h] + 1, line.context[lane, h] + context
+            best = max(best, _budget_at(fleet, line, lane, h, rounds, decoders, held))
+        else:
+            best = max(best, line.budget[lane, h])
         more = work if h >= column else 0.0
         if line.work[lane, h] + more > best and (more > 0 or line.work[lane, h] <= line.budget[lane, h]):
             return False

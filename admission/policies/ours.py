@@ -35,6 +35,9 @@ from admission.situation import (
 from admission.timeline import TICKS, shared
 from common.messages import Decision, Overload, Stage, Verdict
 
+_FEASIBLE, _PROMOTED = Refusal("feasible", None), Refusal("promoted", None)
+_BEST_EFFORT, _LEFT_OVER = Refusal("best_effort", None), Refusal("left_over_capacity", None)
+
 
 @dataclass(slots=True)
 class _Cycle:
@@ -173,8 +176,9 @@ class Ours:
         usable = takers(cycle.at.fleet, self._options.elastic)
         rate = _prompt_rate(cycle, self._options.elastic)
         ahead = float(load["backlog"][usable].sum() + load["loose_tokens"][usable].sum())
+        actions, tokens = cycle.placed["action"].tolist(), queue["tokens"].tolist()
         for i in waiting:
-            if cycle.placed["action"][i] != WAIT:
+            if actions[i] != WAIT:
                 continue
             one = cycle.held[i]
             wait_s = ahead / rate if rate > 0 else 0.0
@@ -185,20 +189,20 @@ class Ours:
                 cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
                 cycle.placed["action"][i] = HOLD
             else:
-                ahead += float(queue["tokens"][i])
+                ahead += tokens[i]
 
     def _plan(self, cycle: _Cycle, waiting: list[int]) -> Plan:
         placed, held = cycle.placed, cycle.held
         sent = placed["action"] == SEND
         promised = np.flatnonzero(sent & np.isfinite(placed["finish_s"]))
         for i, where in zip(promised.tolist(), _places(cycle, promised), strict=True):
-            reason = "promoted" if held[i].deferred else "feasible"
-            cycle.dispatch[held[i].id] = _decision(cycle, held[i], Verdict.ADMITTED, Refusal(reason, None), where)
+            why = _PROMOTED if held[i].deferred else _FEASIBLE
+            cycle.dispatch[held[i].id] = _decision(cycle, held[i], Verdict.ADMITTED, why, where)
         loose = np.array([i for i in waiting if sent[i]], dtype=np.int64)
         for i, where in zip(loose.tolist(), _places(cycle, loose), strict=True):
             one = held[i]
             cycle.defer.pop(one.id, None)
-            why = Refusal("best_effort" if one.objective is None else "left_over_capacity", None)
+            why = _BEST_EFFORT if one.objective is None else _LEFT_OVER
             cycle.dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, where)
         return Plan(cycle.dispatch, cycle.defer, cycle.reject, self._wake_s(cycle))
 

@@ -2,14 +2,14 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from admission.memory import Survival
 from admission.plan import ClusterState, Held, Plan, Policy, Running, Worker
 from admission.table import RunningTable
 from common.latency_model import Batch
-from common.messages import Decision, Verdict
+from common.messages import Decision, Stage, Verdict
 
 HOP_S = 0.002
 SHARE = 0.05
@@ -60,6 +60,7 @@ class Engine:
     """Batches end before the next token deadline; prompts in deadline order fill them; best effort comes last."""
 
     worker: Worker
+    head_start_s: Callable[[Job], float]
     jobs: list[Job] = field(default_factory=list)
     busy_until_s: float = 0.0
     running: bool = False
@@ -96,11 +97,12 @@ class Engine:
 
     def urgency_s(self, job: Job) -> float:
         """When a prompt must be done: earlier if its decoder goes elsewhere, where a batch may be under way."""
-        objective = job.held.objective
-        assert objective is not None
-        elsewhere = job.decision is not None and job.decision.decode_worker != self.worker.id
-        head_start_s = max(0.0, 1.5 * LONGEST_S - objective.tpot_s) if elsewhere else 0.0
-        return job.due_s() - head_start_s
+        return job.due_s() - self.head_start_s(job)
+
+    def decode_s(self, more: int) -> float:
+        """An iteration of the promised that are or will be here, and so many tokens of context more."""
+        contexts = [job.context for job in self.jobs if job.promised and not job.todo]
+        return self.worker.latency.decode_seconds(len(contexts) + 1, sum(contexts) + more)
 
     def _seconds(self, taken: Sequence[tuple[Job, int]]) -> float:
         if not taken:
@@ -114,10 +116,13 @@ class Engine:
 class Follower:
     """Runs jobs to their end; events are processed in order of time, ties in order of creation."""
 
-    def __init__(self, policy: Policy, workers: Iterable[Worker], survival: Survival | None = None) -> None:
+    def __init__(
+        self, policy: Policy, workers: Iterable[Worker], survival: Survival | None = None, elastic: bool = True
+    ) -> None:
         self.policy = policy
         self.survival = survival
-        self.engines = {worker.id: Engine(worker) for worker in workers}
+        self.elastic = elastic
+        self.engines = {worker.id: Engine(worker, self._head_start_s) for worker in workers}
         self.jobs: dict[str, Job] = {}
         self.held: dict[str, Held] = {}
         self.plans: list[tuple[ClusterState, float, Plan]] = []
@@ -195,6 +200,17 @@ class Follower:
         job.decision, job.dispatched_s, job.todo = decision, now_s, job.held.need_tokens
         job.at, job.ready_s = decision.prefill_worker or "", now_s
         self.engines[job.at].jobs.append(job)
+
+    def _head_start_s(self, job: Job) -> float:
+        """How long a hand-off may take beyond a TPOT: the target's batch under way, and one of its own."""
+        assert job.decision is not None
+        target = self.engines[job.decision.decode_worker or ""]
+        if target.worker.id == job.at or job.held.objective is None:
+            return 0.0
+        step_s = target.decode_s(job.context)
+        decodes_only = not self.elastic and target.worker.prefers is Stage.DECODE
+        wait_s = step_s if decodes_only and all(one.promised for one in target.jobs) else LONGEST_S
+        return max(0.0, HOP_S + wait_s + step_s - job.held.objective.tpot_s)
 
     def _start_batch(self, engine: Engine, now_s: float) -> None:
         if engine.running or not engine.jobs:

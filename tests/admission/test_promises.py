@@ -74,7 +74,7 @@ def test_no_promise_is_broken_and_everything_ends(seed: int, name: str, rate: fl
 def test_no_promise_is_broken_where_roles_are_kept(seed: int, name: str) -> None:
     rng = random.Random(seed)
     workers, jobs = fleet(rng, MODELS[name]), workload(rng, 40, MODELS[name], 10.0)
-    Follower(Ours(replace(STRICT, elastic=False)), workers).run(jobs)
+    Follower(Ours(replace(STRICT, elastic=False)), workers, elastic=False).run(jobs)
     assert max((job.late_by_s() for job in jobs if job.promised), default=0.0) <= 1e-9
     assert all(job.rejected or len(job.times_s) == job.output for job in jobs)
 
