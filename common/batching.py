@@ -11,7 +11,7 @@ from math import inf
 import numpy as np
 
 from common import batching_core as core
-from common.batching_table import LATE, ROW, Bools, Floats, Ints, Table
+from common.batching_table import HURRY, LATE, ROW, WORTH, Bools, Floats, Ints, Table
 from common.latency_model import LatencyModel, Piece
 
 
@@ -88,22 +88,25 @@ class Former:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A promised sequence whose KV is on its way: when its next token is due, and its TPOT."""
+    """A promised sequence whose KV is on its way; fields as in :class:`Candidate`."""
 
     due_s: float
     tpot_s: float
+    checked_in: int = 1
 
 
 def with_pulls(former: Former, pulls: Iterable[Pull], now_s: float, step_s: float) -> Former:
     """The same with batches short enough for what is pulled, which is noticed at a batch's end only.
 
-    A decode step of ``step_s`` is still to come after it. What is late already asks for batches of its TPOT.
+    Decode steps of ``step_s`` up to the token that is checked next are still to come after it, and prompts get a share
+    of them. Where that token can't be in time any more, batches last a TPOT.
     """
     longest_s = former.longest_s
     for pull in pulls:
         if pull.due_s < inf:
-            room_s = max(pull.due_s - now_s - step_s, pull.tpot_s)
-            longest_s = min(longest_s, room_s * (1 - former.margin))
+            checked_s = pull.due_s + (pull.checked_in - 1) * pull.tpot_s
+            room_s = (checked_s - now_s) * (1 - former.margin) - pull.checked_in * step_s / HURRY
+            longest_s = min(longest_s, max(room_s, pull.tpot_s * (1 - former.margin), WORTH * step_s))
     return former if longest_s == former.longest_s else replace(former, longest_s=longest_s)
 
 

@@ -23,6 +23,8 @@ PACE = 0.5
 """Share of a batch that decodes may take before it becomes longer than the longest."""
 HURRY = 2 / 3
 """Share of a batch that late decodes may take while prompts wait."""
+WORTH = 3.0
+"""No batch is cut for what is pulled to less than so many decode steps: it would be fixed cost for the most part."""
 CREDIT = 256.0
 """Most tokens that best effort can be owed."""
 

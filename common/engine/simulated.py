@@ -19,6 +19,7 @@ from common.batching import Former, warm_up
 from common.engine.checks import check_job, finish_of
 from common.engine.clock import Clock, SystemClock
 from common.engine.interface import Facts, Job, Load, Output
+from common.engine.margin import LEAST
 from common.engine.promises import Promise, terms_of
 from common.engine.simulated_batching import SlackBatches
 from common.engine.simulated_core import Core, Grant, Phase, Sequence, batch_of
@@ -71,7 +72,8 @@ class SimulatedEngine:
         self._hop_s = settings.hop_ms / 1e3
         self._batches: SlackBatches | None = None
         if settings.batch_policy == "slo":
-            self._batches = SlackBatches(Former(margin=settings.batch_margin, share=settings.best_effort_share))
+            margin = LEAST if settings.batch_margin is None else settings.batch_margin  # steps are as predicted
+            self._batches = SlackBatches(Former(margin=margin, share=settings.best_effort_share))
         self._core = Core(
             self._facts.total_blocks, settings.block_size, settings.max_num_seqs, self._facts.max_batch_tokens
         )

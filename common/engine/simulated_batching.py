@@ -45,7 +45,9 @@ class SlackBatches:
             return self._former
         step_s = latency.decode_seconds(len(core.running) + 1, sum(one.computed for one in core.running))
         promises = [one.promise or _NOTHING for one in pulls]
-        return with_pulls(self._former, [Pull(one.due_s, one.tpot_s) for one in promises], now_s, step_s)
+        return with_pulls(
+            self._former, [Pull(one.due_s, one.tpot_s, one.checked_in) for one in promises], now_s, step_s
+        )
 
 
 def _columns(names: list[str], sequences: list[Sequence]) -> Columns:

@@ -8,6 +8,7 @@ scheduled as stock vLLM does, and counted.
 import inspect
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from common.batching import Batch, BatchState, Columns, Former, Pull, form_batch, warm_up, with_pulls
+from common.engine.margin import Margin
 from common.engine.promises import Promise
 from common.engine.vllm_drafting import Drafting
 from common.engine.vllm_scheduler import EXTRA, terms_of
 from common.errors import EngineError
+from common.latency_model import Batch as Work
 
 _HOOK = "_reserve_prefill_lookahead"
 _HOOK_ARGUMENTS = ["self", "request", "num_computed_tokens", "num_new_tokens"]
@@ -68,7 +71,8 @@ class Planned(Drafting):
         self._errors = self._preempted = 0
         super().__init__(*args, **kwargs)
         options = self.vllm_config.additional_config[EXTRA]  # type: ignore[attr-defined] # of the scheduler below
-        self._former = Former(margin=options["margin"], share=options["share"])
+        self._margin = Margin(options["margin"])
+        self._former = Former(margin=self._margin.value, share=options["share"])
         self._hop_s = float(options["hop_s"])
         _check_instance(self)
         warm_up()
@@ -117,6 +121,15 @@ class Planned(Drafting):
             around_s = min(_MOST_AROUND_S, time.perf_counter() - self._began_s - self._last_step_s)
             self._around_s += _AROUND_RATE * (around_s - self._around_s)
         return result
+
+    def _measured(self, batch: tuple[float, ...], seconds: float) -> None:
+        """Learn how far steps are from what was predicted."""
+        super()._measured(batch, seconds)
+        tokens, seqs, kv_tokens, attended, drafts = batch
+        work = Work(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts))
+        self._margin.observe(self._latency.seconds(work), self._last_step_s)
+        if self._former.margin != self._margin.value:
+            self._former = replace(self._former, margin=self._margin.value)
 
     def add_request(self, request: Any) -> None:
         """Add, with its promise."""
@@ -181,7 +194,7 @@ class Planned(Drafting):
         """Sequences whose KV is on its way, or will be from this step on."""
         waiting = [r for r in self.kv_holding_waiting if not self._is_loaded(r)]  # type: ignore[attr-defined]
         promises = [self._promises[r.request_id] for r in (*waiting, *filter(_pulls_kv, queued))]
-        return [Pull(promise.due_s, promise.tpot_s) for promise in promises]
+        return [Pull(promise.due_s, promise.tpot_s, promise.checked_in) for promise in promises]
 
     def _decode_step_s(self) -> float:
         running = self.running  # type: ignore[attr-defined]

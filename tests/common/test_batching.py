@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from common.batching import Batch, BatchState, Candidate, Columns, Former, Pull, form_batch, with_pulls
 from common.batching_reference import form_batch_reference
+from common.batching_table import HURRY
 from common.latency_model import LatencyModel, Piece
 from tests.common.batching import NOW_S, Loop, blocks, decoder, make_state, prompt, spare, work_of
 
@@ -57,11 +58,13 @@ def states(draw: st.DrawFn) -> BatchState:
 
 
 def test_batches_are_short_enough_for_what_is_pulled() -> None:
-    """At the end of this batch the pull is noticed, and the next makes its token."""
+    """At the end of this batch the pull is noticed, and those after it make the tokens up to the next one checked."""
     former = Former(margin=0.1, longest_s=0.15)
     pull = Pull(due_s=NOW_S + 0.08, tpot_s=0.04)
     short = with_pulls(former, [Pull(inf, inf), pull], NOW_S, step_s=0.01)
-    assert short.longest_s == pytest.approx(0.9 * 0.07, abs=1e-6)
+    assert short.longest_s == pytest.approx(0.9 * 0.08 - 0.01 / HURRY, abs=1e-6)
+    third = with_pulls(former, [replace(pull, checked_in=3)], NOW_S, step_s=0.01)
+    assert third.longest_s == pytest.approx(0.9 * 0.16 - 0.03 / HURRY, abs=1e-6)
     waiting = make_state([prompt(todo_tokens=2000)], latency=MODELS[0], max_tokens=4096)
     long, cut = (form_batch(replace(waiting, former=one), NOW_S).seconds for one in (former, short))
     assert cut <= short.longest_s < long
@@ -70,6 +73,7 @@ def test_batches_are_short_enough_for_what_is_pulled() -> None:
 def test_a_pull_that_is_late_asks_for_batches_of_its_tpot_and_one_with_time_for_nothing() -> None:
     former = Former(margin=0.1, longest_s=0.15)
     assert with_pulls(former, [Pull(NOW_S - 1, 0.04)], NOW_S, 0.01).longest_s == pytest.approx(0.036)
+    assert with_pulls(former, [Pull(NOW_S - 1, 0.04)], NOW_S, 0.03).longest_s == pytest.approx(0.09)
     assert with_pulls(former, [Pull(NOW_S + 1, 0.04)], NOW_S, 0.01) is former
     assert with_pulls(former, [], NOW_S, 0.01) is former
 

@@ -63,7 +63,8 @@ class SlackFormer:
         if not len(rows):
             return self._options
         rows = rows[rows["promised"]]
-        pulls = map(Pull, (rows["due"] - self._reply_s).tolist(), rows["pace"].tolist())
+        due_s, pace_s, next_check = rows["due"] - self._reply_s, rows["pace"], checked_in(rows["count"])
+        pulls = map(Pull, due_s.tolist(), pace_s.tolist(), next_check.tolist())
         kv = int(columns.context_tokens[columns.running].sum())
         step_s = view.preset.latency.decode_seconds(int(columns.running.sum()) + 1, kv)
         return with_pulls(self._options, pulls, now_s, step_s)

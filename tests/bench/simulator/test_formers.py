@@ -115,10 +115,12 @@ def test_the_product_skips_no_deadline_for_a_long_prompt() -> None:
 
 @pytest.mark.parametrize("let_in", [False, True])
 def test_the_products_prompts_leave_time_for_what_is_pulled(let_in: bool) -> None:
-    pulled = {"prompt": 100, "count": 1, "computed": 0, "remote": True, "first": 0.5, "ttft": 0.5, "tpot": 0.06}
+    pulled = {"prompt": 100, "count": 9, "computed": 0, "remote": True, "first": 0.5, "ttft": 0.5, "tpot": 0.06}
+    now_s = 0.98  # its tenth token, which is checked, is due a TPOT later
     seen = view({**PROMPT, "prompt": 4000, "ttft": 9.0}, pulled)
     if let_in:
         seen = seen._replace(members=seen.members[:1], pulling=seen.members[1:])
-    batch = SlackFormer(Options(), 0.0).form(seen, 0.5)
+    batch = SlackFormer(Options(), 0.0).form(seen, now_s)
     assert 0.5 * 0.06 < batch.seconds <= 0.06
-    assert SlackFormer(Options(), 0.0).form(seen._replace(members=seen.members[:1], pulling=NONE), 0.5).seconds > 0.1
+    alone = seen._replace(members=seen.members[:1], pulling=NONE)
+    assert SlackFormer(Options(), 0.0).form(alone, now_s).seconds > 0.1
