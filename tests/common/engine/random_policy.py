@@ -7,9 +7,7 @@ from typing import Any
 
 from common.batching import Batch, BatchState, Candidate
 from common.engine.vllm_batching import Planned, PlannedAsyncScheduler, PlannedScheduler
-
-LONGEST = "LONGEST_BATCHES"
-"""Environment variable: the file to which each batch adds how long it may be at most, in seconds."""
+from tests.common.engine.support import LONGEST
 
 
 class Random(Planned):

@@ -18,6 +18,8 @@ from common.latency_model import LatencyModel, Piece
 from common.messages import Sampling
 from common.settings import Settings
 
+LONGEST = "LONGEST_BATCHES"
+"""Environment variable: the file to which random batches add how long each may be at most, in seconds."""
 TARGET = Path("bench/tiny_model/target")
 LEASE_S = 6.0
 BLOCK = 32
