@@ -1,6 +1,6 @@
-"""The hop estimate follows what was seen, forgets it, and never falls below its floor."""
+"""The hop estimate follows what was seen, keeps what is usual, and never falls below its floor."""
 
-from admission.hops import MOST_S, PRIOR, WINDOW_S, HopEstimate
+from admission.hops import LEARN_EVERY, MOST_S, MOST_USUAL_S, PRIOR, WINDOW_S, HopEstimate
 
 
 def seen(late_s: float, times: int) -> HopEstimate:
@@ -10,10 +10,22 @@ def seen(late_s: float, times: int) -> HopEstimate:
     return hops
 
 
-def test_without_recent_requests_it_is_the_floor() -> None:
-    hops = seen(0.5, 20)
-    assert hops.seconds(100.0) == 0.5
+def test_without_recent_requests_it_is_the_floor_until_what_is_usual_is_known() -> None:
+    hops = seen(0.012, LEARN_EVERY - 1)
+    assert hops.seconds(100.0) == 0.012
     assert hops.seconds(100.0 + WINDOW_S + 1) == 0.002
+
+
+def test_without_recent_requests_it_is_what_the_quickest_quarter_had() -> None:
+    hops = HopEstimate(0.002)
+    for number in range(2 * LEARN_EVERY):
+        hops.observe(0.01 if number % 3 == 0 else 0.5, 100.0)
+    assert hops.seconds(100.0) == 0.5
+    assert hops.seconds(100.0 + WINDOW_S + 1) == 0.01
+
+
+def test_after_nothing_but_bursts_it_is_bounded() -> None:
+    assert seen(0.5, LEARN_EVERY).seconds(100.0 + WINDOW_S + 1) == MOST_USUAL_S
 
 
 def test_a_few_slow_starts_change_nothing_and_many_do() -> None:
