@@ -35,7 +35,7 @@ SYSTEMS = {
 }
 DEFAULTS: Mapping[str, Mapping[str, float | int]] = {
     "sim": {"workers": 4, "seeds": 3, "seconds": 300.0, "length_scale": 1.0, "tune_seconds": 120.0, "precision": 0.05},
-    "real": {"workers": 2, "seeds": 2, "seconds": 30.0, "length_scale": 0.25, "tune_seconds": 80.0, "precision": 0.05},
+    "real": {"workers": 2, "seeds": 2, "seconds": 30.0, "length_scale": 0.25, "tune_seconds": 120.0, "precision": 0.05},
 }
 
 

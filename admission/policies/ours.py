@@ -12,7 +12,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -192,19 +191,20 @@ class Ours:
                 ahead += tokens[i]
 
     def _plan(self, cycle: _Cycle, waiting: list[int]) -> Plan:
-        placed, held = cycle.placed, cycle.held
+        placed, held, dispatch = cycle.placed, cycle.held, cycle.dispatch
         sent = placed["action"] == SEND
         promised = np.flatnonzero(sent & np.isfinite(placed["finish_s"]))
         for i, where in zip(promised.tolist(), _places(cycle, promised), strict=True):
-            why = _PROMOTED if held[i].deferred else _FEASIBLE
-            cycle.dispatch[held[i].id] = _decision(cycle, held[i], Verdict.ADMITTED, why, where)
+            one = held[i]
+            why = _PROMOTED if one.deferred else _FEASIBLE
+            dispatch[one.id] = _decision(cycle, one, Verdict.ADMITTED, why, where)
         loose = np.array([i for i in waiting if sent[i]], dtype=np.int64)
         for i, where in zip(loose.tolist(), _places(cycle, loose), strict=True):
             one = held[i]
             cycle.defer.pop(one.id, None)
             why = _BEST_EFFORT if one.objective is None else _LEFT_OVER
-            cycle.dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, where)
-        return Plan(cycle.dispatch, cycle.defer, cycle.reject, self._wake_s(cycle))
+            dispatch[one.id] = _decision(cycle, one, Verdict.DEFERRED, why, (*where[:2], None, None))
+        return Plan(dispatch, cycle.defer, cycle.reject, self._wake_s(cycle))
 
     def _wake_s(self, cycle: _Cycle) -> float | None:
         """When a held prompt's worker is about to need it, or a worker has room for best effort."""
@@ -235,51 +235,42 @@ def _prompt_rate(cycle: _Cycle, elastic: bool) -> float:
     return float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
 
 
-class _Place(NamedTuple):
-    """Where a request runs; what is expected there, without the margin, is None where nothing is promised."""
+_Place = tuple[str | None, str | None, float | None, float | None]
+"""Who prefills and decodes; without the margin, when the prompt ends (seconds from now) and at what TPOT (ms)."""
 
-    prefill: str | None
-    decode: str | None
-    end_s: float | None
-    tpot_ms: float | None
+_NOWHERE: _Place = (None, None, None, None)
 
 
 def _places(cycle: _Cycle, rows: Ints) -> Iterator[_Place]:
     """Of requests that are sent."""
     at, placed = cycle.at, cycle.placed
-    decoders, context = at.load["decoders"], at.load["context"]
+    decode = placed["decode"][rows].tolist()
     tpot_ms: dict[int, float] = {}
-    columns = (placed[name][rows].tolist() for name in ("prefill", "decode", "finish_s"))
-    for prefill, decode, finish_s in zip(*columns, strict=True):
-        names = at.lanes[prefill], at.lanes[decode]
-        if not math.isfinite(finish_s):
-            yield _Place(*names, None, None)
-            continue
-        if decode not in tpot_ms:
-            latency = cycle.state.workers[names[1]].latency
-            tpot_ms[decode] = latency.decode_seconds(int(decoders[decode]), int(context[decode])) * 1e3
-        yield _Place(*names, finish_s / at.stretch, tpot_ms[decode])
-
-
-_NOWHERE = _Place(None, None, None, None)
+    for lane in set(decode):
+        latency = cycle.state.workers[at.lanes[lane]].latency
+        tpot_ms[lane] = latency.decode_seconds(int(at.load["decoders"][lane]), int(at.load["context"][lane])) * 1e3
+    prefill, ends_s = placed["prefill"][rows].tolist(), (placed["finish_s"][rows] / at.stretch).tolist()
+    lanes = at.lanes
+    for first, then, end_s in zip(prefill, decode, ends_s, strict=True):
+        yield lanes[first], lanes[then], end_s, tpot_ms[then]
 
 
 def _decision(cycle: _Cycle, one: Held, verdict: Verdict, why: Refusal, where: _Place = _NOWHERE) -> Decision:
-    objective, ttft_ms = one.objective, None
-    if where.end_s is not None:
-        ttft_ms = (cycle.now_s + cycle.state.hop_s + where.end_s - one.arrival_s) * 1e3
-    thinking_s = objective.thinking_tpot_s if objective else None
+    objective, state = one.objective, cycle.state
+    prefill, decode, end_s, tpot_ms = where
+    ttft_ms = None if end_s is None else (cycle.now_s + state.hop_s + end_s - one.arrival_s) * 1e3
+    thinking_s = None if objective is None else objective.thinking_tpot_s
     return Decision(
         verdict=verdict,
         reason=why.reason,
-        cycle=cycle.state.cycle,
+        cycle=state.cycle,
         decided_s=cycle.now_s,
-        ttft_ms=objective.ttft_s * 1e3 if objective else None,
-        tpot_ms=objective.tpot_s * 1e3 if objective else None,
+        ttft_ms=None if objective is None else objective.ttft_s * 1e3,
+        tpot_ms=None if objective is None else objective.tpot_s * 1e3,
         thinking_tpot_ms=None if thinking_s is None else thinking_s * 1e3,
         predicted_ttft_ms=ttft_ms,
-        predicted_tpot_ms=where.tpot_ms,
-        prefill_worker=where.prefill,
-        decode_worker=where.decode,
+        predicted_tpot_ms=tpot_ms,
+        prefill_worker=prefill,
+        decode_worker=decode,
         retry_after_s=why.retry_after_s,
     )

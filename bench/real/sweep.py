@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from bench.engine_runs import say
 from bench.real.backends import Backend, Stock
@@ -17,14 +18,14 @@ CHUNKS = (64, 128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A budget and the share of requests that met their SLO under it."""
+    """A budget, and the share of requests that met their SLO under it, as a mean over loads."""
 
     chunk: int
     met: float
 
 
 async def best_chunk(model: str, loads: Sequence[Load], chunks: Sequence[int], folder: Path) -> int:
-    """The budget under which most requests of all loads meet their SLO on one server; the larger of equals."""
+    """The budget under which the largest share of a load meets its SLO on one server; the larger of equals."""
     tried: list[Tried] = []
     middle = len(chunks) // 2
     for pair in zip(chunks[:middle], chunks[middle:], strict=True):
@@ -49,10 +50,9 @@ async def _pair(model: str, loads: Sequence[Load], chunks: Sequence[int], folder
 
 
 async def _met(loads: Sequence[Load], backend: Backend) -> float:
-    met = requests = 0
+    shares = []
     for load in loads:
         await probe(backend)
         sent = await play(load, backend)
-        met += sum(one.outcome(backend.promises).met() for one in sent)
-        requests += len(sent)
-    return met / requests
+        shares.append(sum(one.outcome(backend.promises).met() for one in sent) / max(1, len(sent)))
+    return fmean(shares)

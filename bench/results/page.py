@@ -119,7 +119,14 @@ def _fairness(found: Found) -> tuple[str, ...]:
 def _provenance(group: Group) -> str:
     lines = [f"`{command}`" for command in group.commands()]
     of = ", ".join(f"[{name}](results/{name}.json)" for name in group.files)
-    return f"{'; '.join(lines)} at {', '.join(group.commits())}. Raw: {of}.\n"
+    told = f"{'; '.join(lines)} at {', '.join(group.commits())}. Raw: {of}.\n"
+    return told + _AZURE if group.arrivals.startswith("trace") else told
+
+
+_AZURE = """
+Arrivals of Azure's code and conversation traces: Patel et al., *Splitwise*, ISCA 2024 (Azure LLM inference traces 2023,
+CC-BY-4.0).
+"""
 
 
 def _other(name: str, raw: Found) -> str:
