@@ -15,9 +15,11 @@ PRIOR = 4
 """What is usual counts as so many samples: a few slow starts do not take everybody's promises away."""
 MOST_S = 2.0
 HISTORY = 256
+"""Samples, however old, that what is usual is learned from, anew after each :data:`LEARN_EVERY`."""
 LEARN_EVERY = 16
 QUICKEST = 0.25
 MOST_USUAL_S = 0.02
+"""A bound for a history of nothing but bursts, chosen by hand."""
 
 
 class HopEstimate:

@@ -16,6 +16,13 @@ geometric means over scenarios, against the best of the named systems in each sc
 the best token budget for the scenario, found on another seed.
 """
 
+_AZURE = """
+Arrivals of Azure's code and conversation traces: Patel et al., *Splitwise*, ISCA 2024 (Azure LLM inference traces 2023,
+CC-BY-4.0).
+"""
+_AZURE_TRACES = ("trace of code", "trace of conv")
+"""Replays of files that are named as Azure's are."""
+
 
 def page(groups: Sequence[Group], others: Mapping[str, Found], figures: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The whole page; ``figures`` are (title, path) by group."""
@@ -120,13 +127,7 @@ def _provenance(group: Group) -> str:
     lines = [f"`{command}`" for command in group.commands()]
     of = ", ".join(f"[{name}](results/{name}.json)" for name in group.files)
     told = f"{'; '.join(lines)} at {', '.join(group.commits())}. Raw: {of}.\n"
-    return told + _AZURE if group.arrivals.startswith("trace") else told
-
-
-_AZURE = """
-Arrivals of Azure's code and conversation traces: Patel et al., *Splitwise*, ISCA 2024 (Azure LLM inference traces 2023,
-CC-BY-4.0).
-"""
+    return told + _AZURE if group.arrivals in _AZURE_TRACES else told
 
 
 def _other(name: str, raw: Found) -> str:

@@ -37,6 +37,7 @@ _FIRST_PLAIN_TOKEN = 16
 _UNSHARED_HOLD_S = 0.1
 _SAMPLES = 4096
 _POLL_S = 0.02
+"""How long the batch policy is left alone when nothing that waits had room."""
 
 
 class SimulatedEngine:

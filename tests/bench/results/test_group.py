@@ -1,6 +1,7 @@
 import pytest
 
 from bench.results.group import DEPLOYED, Group, groups
+from bench.results.page import page
 from tests.bench.results.support import study
 
 
@@ -46,3 +47,10 @@ def test_commands_of_scenarios_are_said_once_and_uncommitted_code_is_marked() ->
     assert group.commits() == ["abc1234567", "abc1234567+"]
     for said in ("coder, mixed", "bursty", "p100", "SCENARIO", "abc1234567+"):
         assert said in group.provenance()
+
+
+@pytest.mark.parametrize(("trace", "cited"), [("code.csv", True), ("ours.jsonl", False)])
+def test_azures_traces_are_cited_and_no_others(trace: str, cited: bool) -> None:
+    files = {"a": study("mixed", {"ours": 1.0})}
+    files["a"]["settings"] |= {"arrivals": "trace", "trace": trace}
+    assert ("Splitwise" in page(groups(files), {}, {})) == cited
