@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bench.case import Case
 from bench.metrics import Report, report
 from bench.outcome import Outcome
 from bench.presets import Preset
-from bench.real.calibration import Objectives, objective_of
+from bench.real.calibration import Objectives
 from bench.real.mode import RealMode, RealOptions
 from bench.simulator.settings import SimulationSettings
 from bench.simulator.simulation import Simulation
@@ -139,10 +139,8 @@ def simulate(
     settings = SimulationSettings(case.workers, hop_s=hop_s, noise=noise, prefill_workers=1, steps_known=True)
     context = Context(items, preset, settings, Tuning(2048))
     make_former, make_front = SYSTEMS[case.system](context)
-    simulation = Simulation(items, preset, objectives.tiers, settings, make_former, make_front, case.spec.seed)
-    outcomes = simulation.run().outcomes
-    slos = objectives.slos(items)
-    return [replace(one, objective=objective_of(slo, one.arrival_s)) for one, slo in zip(outcomes, slos, strict=True)]
+    slos, seed = objectives.slos(items), case.spec.seed
+    return Simulation(items, preset, objectives.tiers, settings, make_former, make_front, seed, slos).run().outcomes
 
 
 def compare(real: Report, simulated: Report) -> dict[str, Compared]:

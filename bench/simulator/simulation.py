@@ -18,7 +18,7 @@ from bench.simulator.objectives import objective, slos
 from bench.simulator.settings import Failure, SimulationSettings
 from bench.simulator.world import World
 from bench.workloads.item import Item
-from common.messages import Verdict
+from common.messages import Slo, Verdict
 from common.slo import attained
 from common.tiers import Tiers
 
@@ -45,7 +45,7 @@ class Run:
 
 
 class Simulation:
-    """See the module; the same arguments give the same run."""
+    """See the module; the same arguments give the same run. ``promised`` are SLOs by item, in place of the tiers'."""
 
     def __init__(
         self,
@@ -56,9 +56,11 @@ class Simulation:
         make_former: MakeFormer,
         make_front: MakeFront,
         seed: int = 0,
+        promised: Sequence[Slo | None] | None = None,
     ) -> None:
         self._items = items
-        self._slos = slos(items, tiers)
+        of_tiers = slos(items, tiers)
+        self._slos = promised if promised is not None else [slo for _, slo in of_tiers]
         count = len(items)
         self.world = World(
             settings=settings,
@@ -66,7 +68,7 @@ class Simulation:
             agenda=Agenda(),
             book=Book(items),
             items=items,
-            tiers=[tier for tier, _ in self._slos],
+            tiers=[tier for tier, _ in of_tiers],
             objectives=[None] * count,
             rounds=[0] * count,
             missed_before=[False] * count,
@@ -135,7 +137,7 @@ class Simulation:
 
     def _arrive(self, row: int, now_s: float) -> None:
         rows = self.world.book.rows
-        promise = objective(self._slos[row][1], self._items[row], now_s, self.world.preset)
+        promise = objective(self._slos[row], self._items[row], now_s, self.world.preset)
         self.world.objectives[row] = promise
         rows["arrival"][row] = now_s
         if promise is not None:

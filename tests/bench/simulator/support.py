@@ -12,6 +12,7 @@ from bench.simulator.simulation import Run, Simulation
 from bench.simulator.systems import SYSTEMS, Context, Ingredients, Tuning
 from bench.workloads import Arrivals, Item, WorkloadSpec, generate
 from common.latency_model import LatencyModel, Piece
+from common.messages import Slo
 from common.tiers import load_tiers
 
 PRESET = PRESETS["opt-13b-tp2-a100"]
@@ -35,11 +36,12 @@ def simulation(
     tuning: Tuning | None = None,
     ingredients: Ingredients | None = None,
     seed: int = 1,
+    promised: Sequence[Slo | None] | None = None,
     **settings: Any,
 ) -> Simulation:
     assumed = replace(SimulationSettings(), **settings)
     context = Context(items, preset, assumed, tuning or Tuning(), ingredients or Ingredients())
-    return Simulation(items, preset, load_tiers(), assumed, *SYSTEMS[system](context), seed=seed)
+    return Simulation(items, preset, load_tiers(), assumed, *SYSTEMS[system](context), seed, promised)
 
 
 def run(items: Sequence[Item], system: str = "vllm", **changes: Any) -> Run:

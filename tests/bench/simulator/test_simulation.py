@@ -12,7 +12,7 @@ from bench.simulator.settings import Failure
 from bench.simulator.simulation import Run
 from bench.simulator.systems import SYSTEMS, Tuning
 from bench.workloads import Item
-from common.messages import Verdict
+from common.messages import Slo, Verdict
 from tests.bench.simulator.support import PLAIN, PRESET, item, run, simulation, workload
 
 SMALL = replace(PRESET, name="small", kv_tokens=6_000, max_seqs=24)
@@ -41,6 +41,15 @@ def test_the_same_seed_gives_the_same_run(system: str) -> None:
     items = workload(seconds=8.0)
     assert run(items, system) == run(items, system)
     assert run(items, system, seed=2).end_s != run(items, system).end_s
+
+
+def test_slos_given_by_request_are_planned_for_in_place_of_the_tiers() -> None:
+    items = [item(prompt=200, tier="chat"), item(3.0, prompt=200, tier="chat"), item(6.0, prompt=200, tier="chat")]
+    promised = [Slo(5.0, None, 100.0), Slo(900.0, None, 100.0), None]  # below the prefill's time, easy, best effort
+    tight, easy, loose = simulation(items, "ours", PLAIN, promised=promised).run().outcomes
+    assert tight.verdict is not Verdict.ADMITTED
+    assert easy.attained()
+    assert [one.objective and one.objective.ttft_s for one in (tight, easy, loose)] == [0.005, 0.9, None]
 
 
 @pytest.mark.parametrize("system", list(SYSTEMS))
