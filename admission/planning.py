@@ -63,12 +63,14 @@ class Planning:
 
     def warm_up(self) -> None:
         """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
-        self._wanted.warm_up()
-        self._policy = self._wanted
+        wanted = self._wanted
+        wanted.warm_up()
+        if self._wanted is wanted:  # nobody has chosen another meanwhile
+            self._policy = wanted
 
     def use(self, policy: Policy) -> None:
         """Plan with another policy from now on."""
-        self._policy = policy
+        self._wanted = self._policy = policy
 
     def take_over(self, records: Sequence[Record], claims: Sequence[Claim]) -> None:
         """Start from what former leaders had dispatched and what they held."""

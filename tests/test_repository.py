@@ -108,7 +108,7 @@ def test_the_settings_in_the_documentation_are_the_settings() -> None:
 
 
 def test_the_readme_names_every_message() -> None:
-    source = (ROOT / "common" / "messages.py").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "common" / "messages").glob("*.py"))
     classes = re.findall(r"^@message\n@dataclass\(.*\)\nclass (\w+)", source, re.MULTILINE)
     assert len(classes) > 5
     table = (ROOT / "README.md").read_text()

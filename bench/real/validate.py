@@ -7,7 +7,6 @@ both reports' figures and their differences.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -29,6 +28,7 @@ from bench.simulator.systems import SYSTEMS, Context, Tuning
 from bench.workload import add_arrivals, spec_of
 from bench.workloads import SCENARIOS, Item
 from bench.workloads.scale import rate_of
+from common.engine.profile import file_stem
 from common.errors import ProfileError, SlosError
 from common.latency_model import LatencyModel, Piece
 from common.settings import Settings
@@ -115,8 +115,7 @@ def mean(models: Sequence[LatencyModel]) -> LatencyModel | None:
 
 def measured(model: str) -> LatencyModel:
     """The latency model that a worker has measured of an idle engine on this machine; raises ProfileError."""
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model)
-    found = sorted(Settings().profile_dir.glob(f"{slug}*.json"), key=lambda path: path.stat().st_mtime)
+    found = sorted(Settings().profile_dir.glob(f"{file_stem(model)}-*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ProfileError(f"there is no profile of {model}: workers write one at their first start")
     latency = json.loads(found[-1].read_text())["latency"]

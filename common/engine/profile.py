@@ -142,7 +142,12 @@ def profile_path(settings: Settings, facts: Facts) -> Path:
     """Where the profile of this engine on this host is kept."""
     limits = f"{facts.max_seqs}x{facts.max_batch_tokens}"
     name = f"{facts.model}-{facts.fingerprint}-{limits}-{platform.node()}"
-    return settings.profile_dir / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[-200:]}.json"
+    return settings.profile_dir / f"{file_stem(name)}.json"
+
+
+def file_stem(name: str) -> str:
+    """A name of letters that every file system takes; none that hides a file."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[-200:].lstrip("._-")
 
 
 def save(settings: Settings, facts: Facts, measured: Measured) -> Path:

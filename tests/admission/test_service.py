@@ -151,14 +151,15 @@ async def test_a_cancelled_request_stops_everywhere_and_frees_its_kv() -> None:
         assert len(pipeline.services[0].planning.cluster.running) == 0
 
 
+class Broken:
+    def warm_up(self) -> None:
+        pass
+
+    def plan(self, state: ClusterState, now_s: float) -> Plan:
+        raise RuntimeError("a bug")
+
+
 async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> None:
-    class Broken:
-        def warm_up(self) -> None:
-            pass
-
-        def plan(self, state: ClusterState, now_s: float) -> Plan:
-            raise RuntimeError("a bug")
-
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
         pipeline.services[0].planning.use(Broken())
@@ -166,6 +167,26 @@ async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> 
         await bus.submit(request, 100)
         record = await pipeline.ended(request.id)
         assert record.state is State.DONE
+        assert record.decision is not None
+        assert record.decision.reason == "unplanned"
+
+
+async def test_a_policy_that_is_chosen_while_another_warms_up_stays() -> None:
+    class Slow(Broken):
+        def warm_up(self) -> None:
+            planning.use(Broken())
+
+        def plan(self, state: ClusterState, now_s: float) -> Plan:
+            return Plan()
+
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        planning = pipeline.services[0].planning
+        planning.use(Slow())
+        planning.warm_up()
+        request = arriving()
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
         assert record.decision is not None
         assert record.decision.reason == "unplanned"
 

@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ async def test_a_saved_profile_is_loaded_as_it_was(tmp_path: Path) -> None:
     facts, path = await saved(settings)
     assert path == profile_path(settings, facts)
     assert load_profile(settings, facts) == SLOW
+
+
+async def test_no_profile_is_a_hidden_file(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    facts, _ = await saved(settings)
+    assert profile_path(settings, replace(facts, model=".cache/models/small")).name.startswith("cache_models_small-")
 
 
 @pytest.mark.parametrize(
