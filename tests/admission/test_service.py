@@ -177,7 +177,7 @@ async def test_a_policy_that_is_chosen_while_another_warms_up_stays() -> None:
             planning.use(Broken())
 
         def plan(self, state: ClusterState, now_s: float) -> Plan:
-            return Plan()
+            return Plan({}, {}, {})
 
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
