@@ -51,7 +51,8 @@ class Planning:
         self._report = report
         self._clock = clock
         self._wanted: Policy = make_policy(settings.policy, settings)
-        self._policy: Policy = make_policy(MEANWHILE, settings)
+        self._meanwhile: Policy = make_policy(MEANWHILE, settings)
+        self._policy = self._meanwhile
         self._fallback: Policy = make_policy(FALLBACK, settings)
         self._sessions = Sessions()
         self._hops = HopEstimate(settings.hop_ms / 1e3)
@@ -63,14 +64,13 @@ class Planning:
 
     def warm_up(self) -> None:
         """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
-        wanted = self._wanted
-        wanted.warm_up()
-        if self._wanted is wanted:  # nobody has chosen another meanwhile
-            self._policy = wanted
+        self._wanted.warm_up()
+        if self._policy is self._meanwhile:  # nobody has chosen another
+            self._policy = self._wanted
 
     def use(self, policy: Policy) -> None:
-        """Plan with another policy from now on."""
-        self._wanted = self._policy = policy
+        """Plan with another policy from now on; what it plans is not logged, as a replay would not know it."""
+        self._policy = policy
 
     def take_over(self, records: Sequence[Record], claims: Sequence[Claim]) -> None:
         """Start from what former leaders had dispatched and what they held."""

@@ -13,7 +13,7 @@ from admission.policies.ours import Ours
 from admission.record import read_log, replay
 from common.bus.memory import MemoryBus
 from common.latency_model import LatencyModel, Piece
-from common.messages import End, Overload, Request, Sampling, Slo, Stage, State, Verdict
+from common.messages import Decision, End, Overload, Request, Sampling, Slo, Stage, State, Verdict
 from tests.factories import make_request
 from tests.pipeline import Pipeline, running_pipeline, until
 
@@ -151,6 +151,9 @@ async def test_a_cancelled_request_stops_everywhere_and_frees_its_kv() -> None:
         assert len(pipeline.services[0].planning.cluster.running) == 0
 
 
+REJECTION = Decision(verdict=Verdict.REJECTED, reason="test", cycle=0, decided_s=0.0)
+
+
 class Broken:
     def warm_up(self) -> None:
         pass
@@ -171,24 +174,21 @@ async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> 
         assert record.decision.reason == "unplanned"
 
 
-async def test_a_policy_that_is_chosen_while_another_warms_up_stays() -> None:
-    class Slow(Broken):
-        def warm_up(self) -> None:
-            planning.use(Broken())
-
+async def test_a_policy_that_is_chosen_stays_when_the_configured_one_is_warm_and_is_not_logged(tmp_path: Path) -> None:
+    class Once(Broken):
         def plan(self, state: ClusterState, now_s: float) -> Plan:
-            return Plan({}, {}, {})
+            return Plan({}, {}, {one.id: REJECTION for one in state.held})
 
-    bus = MemoryBus()
-    async with running_pipeline(bus) as pipeline:
+    path = tmp_path / "plans.log"
+    async with running_pipeline(MemoryBus(), plan_log=path) as pipeline:
         planning = pipeline.services[0].planning
-        planning.use(Slow())
+        planning.use(Once())
         planning.warm_up()
         request = arriving()
-        await bus.submit(request, 100)
+        await pipeline.bus.submit(request, 100)
         record = await pipeline.ended(request.id)
-        assert record.decision is not None
-        assert record.decision.reason == "unplanned"
+        assert record.state is State.REJECTED
+    assert not path.exists() or list(read_log(path)) == []
 
 
 async def test_a_draining_worker_gets_no_more_work_and_finishes_what_it_has() -> None:
