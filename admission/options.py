@@ -19,7 +19,8 @@ class PlannerOptions:
     ``longest_batch_s``: engines make no longer batches, so that what comes new is seen soon (as
     :class:`common.batching.Former` does); a decoder that is handed over may wait for as long.
     ``best_effort_share``: share of token throughput that is kept for work without a promise.
-    ``best_effort_wait_s``: how long that waits for a worker that has nothing else to do before it shares a busy one.
+    ``best_effort_wait_s``: how long that waits for a worker that has nothing else to do before it shares a busy one,
+    and at most ``best_effort_wait_ttft`` times its TTFT.
     ``decode_load``: share of a worker's tokens that promised decodes may use.
     ``pack_s``: how much later a prompt may end to spare a worker the loss of its whole prompt rate to a tight decode.
     ``hand_off``: share of an idle worker's prompt rate that a hand-off must save to be worth its while.
@@ -39,6 +40,7 @@ class PlannerOptions:
     longest_batch_s: float = 0.15
     best_effort_share: float = 0.05
     best_effort_wait_s: float = 5.0
+    best_effort_wait_ttft: float = 4.0
     decode_load: float = 0.9
     pack_s: float = 0.25
     hand_off: float = 0.15
@@ -64,6 +66,7 @@ class PlannerOptions:
             "margin",
             "longest_batch_s",
             "best_effort_wait_s",
+            "best_effort_wait_ttft",
             "offline_lag_s",
             "later_round",
             "pack_s",

@@ -132,15 +132,21 @@ class Ours:
         """Left-over capacity, and its guaranteed share for who has waited long and can't be promised any more."""
         may_win = set(hopeful.tolist())
         lost = [i for i in waiting if i not in may_win]
-        since_s = cycle.now_s - self._options.best_effort_wait_s
-        owed = [i for i in lost if cycle.held[i].arrival_s <= since_s]
-        rest = [i for i in lost if cycle.held[i].arrival_s > since_s]
+        owed = [i for i in lost if self._is_owed(cycle.held[i], cycle.now_s)]
+        rest = [i for i in lost if not self._is_owed(cycle.held[i], cycle.now_s)]
         losing = [i for i in waiting if i in may_win]
         at = cycle.at
         for group, share in ((owed, rules.loose_share), (rest + losing, 0.0)):
             order = np.array(group, dtype=np.int64)
             if len(order):
                 fill(order, at.queue, at.fleet, at.load, at.tables, rules._replace(loose_share=share), cycle.placed)
+
+    def _is_owed(self, one: Held, now_s: float) -> bool:
+        """Whether it has waited for so long that it may share a busy worker."""
+        wait_s = self._options.best_effort_wait_s
+        if one.objective is not None:
+            wait_s = min(wait_s, self._options.best_effort_wait_ttft * one.objective.ttft_s)
+        return one.arrival_s + wait_s <= now_s
 
     def _by_age(self, cycle: _Cycle) -> list[int]:
         """What is not promised, the longest waiting first; offline work a while after deferred work of its age."""

@@ -1,6 +1,9 @@
 """Best effort: what runs without a promise, when, and who is told that it will not."""
 
+import math
+
 from common.messages import Verdict
+from common.slo import Objective
 from tests.admission.test_ours import NOW_S, busy, due_in, plan, state_of
 from tests.factories import make_held, make_running, make_state, make_worker
 
@@ -25,6 +28,17 @@ def test_best_effort_shares_a_busy_worker_only_after_a_while() -> None:
     assert held.id in plan(state, best_effort_wait_s=2.0).dispatch
     assert held.id in plan(state, NOW_S + 4).dispatch
     assert held.id in plan(state_of([held], [make_worker(id="a")])).dispatch
+
+
+def test_deferred_work_shares_a_busy_worker_the_sooner_the_tighter_its_ttft() -> None:
+    """A chat turn that lost its promise feels a second of waiting; a long summary does not."""
+    came_s = NOW_S - 1.4
+    tight = make_held(objective=Objective(came_s, 0.3, 0.1), deferred=True, arrival_s=came_s)
+    loose = make_held(objective=Objective(came_s, 0.4, 0.1), deferred=True, arrival_s=came_s)
+    state = state_of([loose, tight], [make_worker(id="a")], busy("a"))
+    assert list(plan(state).dispatch) == [tight.id]
+    assert not plan(state, best_effort_wait_ttft=5.0).dispatch
+    assert not plan(state, best_effort_wait_s=5.0, best_effort_wait_ttft=math.inf).dispatch
 
 
 def test_the_longest_waiting_goes_first_and_offline_work_after_deferred_work() -> None:
