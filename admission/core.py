@@ -33,6 +33,13 @@ def kv_of(table: Floats, context: float, generated: int, left: int, block: int, 
 
 
 @compiled
+def add_to(rows: Floats, row: int, values: Floats) -> None:
+    """``rows[row] += values``, for which compiled code would make a copy."""
+    for i in range(values.shape[0]):
+        rows[row, i] += values[i]
+
+
+@compiled
 def work_of(fleet: Fleet, lane: int, tokens: float, cached: float) -> float:
     """A prompt's work there in tokens, its attention included."""
     return (tokens - cached) + fleet.attention[lane] * (tokens * tokens - cached * cached) / 2
@@ -84,10 +91,10 @@ def tally(
         table = tables[table_of[rows.tier[row]]]
         kv_of(table, context, rows.generated[row] + made, rows.left[row] - made, fleet.block[at], kv)
         load.seqs[at] += 1
-        load.all_kv[at] += kv
+        add_to(load.all_kv, at, kv)
         if promised:
             tpot_s = rows.tpot_s[row]
-            load.kv[at] += kv
+            add_to(load.kv, at, kv)
             load.decoders[at] += 1
             load.context[at] += context
             load.rate[at] += 1 / tpot_s

@@ -9,7 +9,7 @@ only not pile up on them: a worker gets more when it is about to be idle, and un
 
 import numpy as np
 
-from admission.core import kv_of
+from admission.core import add_to, kv_of
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load, may_keep, may_take
 from admission.request_arrays import SEND, Placed, Queue, Rules
@@ -88,7 +88,7 @@ def _holds(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, tables: Fl
 @compiled
 def _add(i: int, lane: int, decode: int, queue: Queue, fleet: Fleet, load: Load, tables: Floats, kv: Floats) -> None:
     kv_of(tables[queue.table[i]], queue.tokens[i], queue.generated[i], queue.left[i], fleet.block[decode], kv)
-    load.all_kv[decode] += kv
+    add_to(load.all_kv, decode, kv)
     load.seqs[decode] += 1
     if decode != lane:
         load.all_kv[lane] += queue.tokens[i] + fleet.block[lane] - 1

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from admission.core import work_of
+from admission.core import add_to, work_of
 from admission.decode_target import decode_lane, hand_off_targets, loss, stays
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load, head_start_s, may_take, refresh, take_link
@@ -122,9 +122,8 @@ def _commit(
     if decode != lane:
         take_link(decode, queue.tokens[i], fleet, load)
     add_decoder(fleet, line, decode, due, queue.tpot_s[i] * TICKS, queue.tokens[i])
-    kv_of_one = kv[decode]
-    load.kv[decode] += kv_of_one
-    load.all_kv[decode] += kv_of_one
+    add_to(load.kv, decode, kv[decode])
+    add_to(load.all_kv, decode, kv[decode])
     if decode != lane:
         load.kv[lane] += queue.tokens[i] + fleet.block[lane] - 1
         load.all_kv[lane] += queue.tokens[i] + fleet.block[lane] - 1

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from admission.core import kv_of, line_up, tally
+from admission.core import line_up, tally
 from admission.jit import compiled
 from admission.lane_arrays import (
     Bools,
@@ -20,10 +20,9 @@ from admission.lane_arrays import (
     expect_ends,
     fleet_of,
     lane_numbers,
-    may_keep,
     may_take,
 )
-from admission.memory import BINS, HORIZONS, Survival
+from admission.memory import BINS, Survival
 from admission.options import PlannerOptions
 from admission.plan import ClusterState, Held
 from admission.request_arrays import QUEUE, Queue
@@ -38,6 +37,7 @@ MAX_TICKS = 1e12
 class Situation:
     """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane.
 
+    ``takers`` are the lanes that prompts go to.
     A request is bound to a worker ``bind_after_s`` after it came, see :class:`admission.options.PlannerOptions`.
     """
 
@@ -46,6 +46,7 @@ class Situation:
     stretch: float
     fleet: Fleet
     load: Load
+    takers: Bools
     line: Timeline
     tables: Floats
     queue: Queue
@@ -97,7 +98,8 @@ def situation(
     count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
     waiting = np.flatnonzero(running["todo"])
     order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
-    bind_after_s = options.bind_after_s(int(takers(fleet, options.elastic).sum()))
+    prompts_to = takers(fleet, options.elastic)
+    bind_after_s = options.bind_after_s(int(prompts_to.sum()))
     queue = _queue(held, due_s - now_s - state.hop_s, numbers, rows, now_s, bind_after_s)
     prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
     sent = line_up(
@@ -109,8 +111,9 @@ def situation(
     line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
     add_prompts(line, prompts[0][:sent], prompts[1][:sent], prompts[2][:sent])
     return Situation(
-        lanes, bind_after_s, stretch, fleet, load, line, rows.tables, queue, zero_load_s(queue, fleet, options.elastic)
-    )
+        lanes, bind_after_s, stretch, fleet, load, prompts_to, line, rows.tables, queue,
+        zero_load_s(queue, fleet, options.elastic),
+    )  # fmt: skip
 
 
 def _ticks(due_s: Floats) -> Floats:
@@ -170,25 +173,3 @@ def zero_load_s(queue: Queue, fleet: Fleet, elastic: bool) -> Floats:
             work = tokens - done + fleet.attention[lane] * (tokens * tokens - done * done) / 2
             out[i] = min(out[i], drain_s(fleet, lane, work, 0, limit, full_s, extra_s))
     return out
-
-
-@compiled
-def kv_needs(queue: Queue, tables: Floats, block: int) -> Floats:
-    """Most KV that each request is expected to hold at any horizon."""
-    out = np.empty(queue.tokens.shape[0])
-    expected = np.empty(len(HORIZONS))
-    for i in range(out.shape[0]):
-        table = tables[queue.table[i]]
-        kv_of(table, queue.tokens[i], queue.generated[i], queue.left[i], block, expected)
-        out[i] = expected.max()
-    return out
-
-
-@compiled
-def kv_left(fleet: Fleet, load: Load, elastic: bool) -> float:
-    """KV that all decode lanes together have left for promises."""
-    left = 0.0
-    for lane in range(fleet.kind.shape[0]):
-        if may_keep(fleet, lane, elastic):
-            left += max(0.0, fleet.kv[lane] - load.kv[lane].max())
-    return left

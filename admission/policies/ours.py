@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from admission.contest import contest
 from admission.lane_arrays import Ints
 from admission.late_jobs import greedy, select
 from admission.leftover import fill
@@ -23,15 +24,7 @@ from admission.placement import promise
 from admission.plan import ClusterState, Held, Plan
 from admission.refusal import MIN_RETRY_S, Refusal, limits_of, refusal
 from admission.request_arrays import HOLD, SEND, WAIT, Placed, Rules, nothing_placed
-from admission.situation import (
-    Situation,
-    TableRows,
-    kv_left,
-    kv_needs,
-    situation,
-    takers,
-)
-from admission.timeline import TICKS, shared
+from admission.situation import Situation, TableRows, situation
 from common.messages import Decision, Overload, Stage, Verdict
 
 _FEASIBLE, _PROMOTED = Refusal("feasible", None), Refusal("promoted", None)
@@ -46,6 +39,7 @@ class _Cycle:
     now_s: float
     held: list[Held]
     at: Situation
+    prompt_rate: float
     placed: Placed
     dispatch: dict[str, Decision] = field(default_factory=dict)
     defer: dict[str, Decision] = field(default_factory=dict)
@@ -72,7 +66,7 @@ class Ours:
         urgent = sorted((one.due_s, one.arrival_s, one.id, one) for one in state.held)
         held = [one for _, _, _, one in urgent]
         at = situation(state, held, np.array([due_s for due_s, _, _, _ in urgent]), now_s, self._options, self._rows)
-        cycle = _Cycle(state, now_s, held, at, nothing_placed(len(held)))
+        cycle = _Cycle(state, now_s, held, at, _prompt_rate(at), nothing_placed(len(held)))
         rules = self._rules(cycle)
         hopeful = self._hopeful(cycle)
         self._promise(cycle, hopeful, rules)
@@ -94,7 +88,7 @@ class Ours:
             hand_off=options.hand_off,
             stray=options.stray,
             head_start=options.head_start,
-            spoil_s=options.spoil_s * min(1.0, cycle.state.arriving / _prompt_rate(cycle, options.elastic)),
+            spoil_s=options.spoil_s * min(1.0, cycle.state.arriving / cycle.prompt_rate),
         )
 
     def _hopeful(self, cycle: _Cycle) -> Ints:
@@ -111,34 +105,31 @@ class Ours:
         at, queue = cycle.at, cycle.at.queue
         if not len(hopeful):
             return
-        together = shared(at.line, takers(at.fleet, rules.elastic))
-        columns = np.searchsorted(at.line.times, queue["due_s"][hopeful] * TICKS, side="right") - 1
-        budget = np.where(columns >= 0, together[columns], 0.0)
-        attention = at.fleet["attention"][takers(at.fleet, rules.elastic)].min()
-        tokens = queue["tokens"][hopeful] - queue["cached"][hopeful]
-        work = tokens * (1 + attention * queue["tokens"][hopeful] / 2)
-        kv = kv_needs(queue, at.tables, int(at.fleet["block"].max()))[hopeful]
-        left = kv_left(at.fleet, at.load, rules.elastic)
+        work, kv, budget, kv_limit = contest(
+            hopeful, queue, at.fleet, at.load, at.takers, at.line, at.tables, rules.elastic
+        )
         if self._options.select == "dp":
             later, held = self._options.later_round, cycle.held
             value = np.array([held[i].value * (1 + later * held[i].round) for i in hopeful.tolist()])
-            wins = select(work, kv, value, budget, left)
+            wins = select(work, kv, value, budget, kv_limit)
         else:
-            wins = greedy(work, kv, budget, left)
+            wins = greedy(work, kv, budget, kv_limit)
         for order in (hopeful[wins], hopeful[~wins]):
             promise(order, queue, at.fleet, at.load, at.tables, at.line, rules, cycle.placed)
 
     def _fill(self, cycle: _Cycle, waiting: list[int], hopeful: Ints, rules: Rules) -> None:
         """Left-over capacity, and its guaranteed share for who has waited long and can't be promised any more."""
         may_win = set(hopeful.tolist())
-        lost = [i for i in waiting if i not in may_win]
-        owed = [i for i in lost if self._is_owed(cycle.held[i], cycle.now_s)]
-        rest = [i for i in lost if not self._is_owed(cycle.held[i], cycle.now_s)]
-        losing = [i for i in waiting if i in may_win]
+        owed: list[int] = []
+        rest: list[int] = []
+        losing: list[int] = []
+        for i in waiting:
+            group = losing if i in may_win else owed if self._is_owed(cycle.held[i], cycle.now_s) else rest
+            group.append(i)
         at = cycle.at
         for group, share in ((owed, rules.loose_share), (rest + losing, 0.0)):
-            order = np.array(group, dtype=np.int64)
-            if len(order):
+            if group:
+                order = np.array(group, dtype=np.int64)
                 fill(order, at.queue, at.fleet, at.load, at.tables, rules._replace(loose_share=share), cycle.placed)
 
     def _is_owed(self, one: Held, now_s: float) -> bool:
@@ -173,15 +164,13 @@ class Ours:
                 cycle.reject[one.id] = _decision(cycle, one, Verdict.REJECTED, why)
             else:
                 cycle.defer[one.id] = _decision(cycle, one, Verdict.DEFERRED, why)
-        return [i for i in waiting if held[i].id not in cycle.reject]
+        return [i for i in waiting if held[i].id not in cycle.reject] if cycle.reject else waiting
 
     def _lose_patience(self, cycle: _Cycle, waiting: list[int]) -> None:
         """Refuse what would wait longer than its sender wants to even if nothing else came and all decoders left."""
-        load, queue = cycle.at.load, cycle.at.queue
-        usable = takers(cycle.at.fleet, self._options.elastic)
-        rate = _prompt_rate(cycle, self._options.elastic)
+        load, usable, rate = cycle.at.load, cycle.at.takers, cycle.prompt_rate
         ahead = float(load["backlog"][usable].sum() + load["loose_tokens"][usable].sum())
-        actions, tokens = cycle.placed["action"].tolist(), queue["tokens"].tolist()
+        actions, tokens = cycle.placed["action"].tolist(), cycle.at.queue["tokens"].tolist()
         for i in waiting:
             if actions[i] != WAIT:
                 continue
@@ -219,7 +208,7 @@ class Ours:
         starts_s = placed["start_s"][(placed["action"] == HOLD) & np.isfinite(placed["finish_s"])]
         wake_s = float(starts_s.min()) - soon_s if len(starts_s) else math.inf
         if (placed["action"] == WAIT).any():
-            ends_s = load["end_s"][takers(cycle.at.fleet, options.elastic)]
+            ends_s = load["end_s"][cycle.at.takers]
             wake_s = min(wake_s, float(ends_s.min()))
         bind_after_s = cycle.at.bind_after_s
         if math.isfinite(bind_after_s) and len(starts_s):
@@ -234,11 +223,9 @@ def _able(state: ClusterState) -> bool:
     return all(any(stage in worker.may for worker in workers) for stage in Stage)
 
 
-def _prompt_rate(cycle: _Cycle, elastic: bool) -> float:
+def _prompt_rate(at: Situation) -> float:
     """Prompt tokens a second of all workers together if nothing decoded."""
-    fleet = cycle.at.fleet
-    usable = takers(fleet, elastic)
-    return float((fleet["max_batch"][usable] / fleet["longest_s"][usable]).sum())
+    return float((at.fleet["max_batch"] / at.fleet["longest_s"])[at.takers].sum())
 
 
 _Place = tuple[str | None, str | None, float | None, float | None]
@@ -251,10 +238,7 @@ def _places(cycle: _Cycle, rows: Ints) -> Iterator[_Place]:
     """Of requests that are sent."""
     at, placed = cycle.at, cycle.placed
     decode = placed["decode"][rows].tolist()
-    tpot_ms: dict[int, float] = {}
-    for lane in set(decode):
-        latency = cycle.state.workers[at.lanes[lane]].latency
-        tpot_ms[lane] = latency.decode_seconds(int(at.load["decoders"][lane]), int(at.load["context"][lane])) * 1e3
+    tpot_ms = ((at.load["first_s"] - at.fleet["k_seq"]) * (1e3 / at.stretch)).tolist()  # counts with one more
     prefill, ends_s = placed["prefill"][rows].tolist(), (placed["finish_s"][rows] / at.stretch).tolist()
     lanes = at.lanes
     for first, then, end_s in zip(prefill, decode, ends_s, strict=True):
