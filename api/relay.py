@@ -11,6 +11,8 @@ from common.telemetry.logs import get_logger
 
 BLOCK_S = 1.0
 FIRST_BLOCK_S = 0.01
+AT_ONCE = 8
+"""Replies that are passed on before new requests get their turn: a step's tokens would hold them up for milliseconds."""
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 log = get_logger(__name__)
@@ -98,8 +100,10 @@ class Relay:
         cursor, replies = await self._bus.replies(self.api, cursor, block_s)
         self.reading.set()
         now_s = self._clock()
-        for reply in replies:
+        for number, reply in enumerate(replies, start=1):
             waiter = self._waiters.get(reply.id)
             if waiter is not None:
                 waiter.put(reply, now_s)
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
         return cursor

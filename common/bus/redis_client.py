@@ -9,7 +9,6 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any, Self
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -17,6 +16,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Red
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from common.bus.interface import START, Cursor
+from common.bus.redis_connections import Connections
 from common.errors import BusError, BusFull, BusUnavailable, LeadershipLost
 from common.keys import ADMISSION, PLANNERS, Keys
 
@@ -59,26 +59,18 @@ _SOURCES = {path.stem: Script(path.stem) for path in _SCRIPTS.glob("*.lua") if p
 
 
 class RedisClient:
-    """A Redis for short verbs and one for blocking reads, each with its own connections.
+    """Connections for short verbs and others for blocking reads.
 
     Without an answer for ``timeout_s`` (and the time of a blocking read) Redis counts as away. Nothing is retried
-    here: a verb that fails with BusUnavailable may be repeated by its caller. Connections that Redis has closed are
-    replaced unseen.
+    here: a verb that fails with BusUnavailable may be repeated by its caller.
     """
 
     def __init__(self, url: str, keys: Keys, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self.keys = keys
         self._timeout_s = timeout_s
         options = _OPTIONS if url.startswith("unix:") else {**_OPTIONS, "socket_keepalive": True}
-        # redis-py's execute_command has no types
-        self._redis: Any = Redis.from_pool(
-            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=timeout_s, **options)
-        )
-        self._blocking: Any = Redis.from_pool(ConnectionPool.from_url(url, **options))
-        clients: tuple[Any, Any] = (self._redis, self._blocking)
-        for client in clients:
-            client.set_response_callback("XREAD", _as_is)
-            client.set_response_callback("XREVRANGE", _as_is)
+        self.connections = Connections(url, MAX_CONNECTIONS, options)
+        self._blocking = Connections(url, MAX_CONNECTIONS, options)
         self._script_keys = _script_keys(keys)
 
     async def __aenter__(self) -> Self:
@@ -89,8 +81,8 @@ class RedisClient:
 
     async def close(self) -> None:
         """Release connections."""
-        await self._redis.aclose()
-        await self._blocking.aclose()
+        await self.connections.close()
+        await self._blocking.close()
 
     async def ping(self) -> None:
         """Raise BusUnavailable unless Redis answers."""
@@ -98,28 +90,28 @@ class RedisClient:
 
     async def _command(self, *arguments: Any) -> Any:
         async with bus_errors(), asyncio.timeout(self._timeout_s):
-            return await self._redis.execute_command(*arguments)
+            return await self.connections.call(*arguments)
 
     async def _run(self, name: str, *arguments: Any) -> Any:
         script = _SOURCES[name]
         rest = (len(self._script_keys), *self._script_keys, *arguments)
         async with bus_errors(), asyncio.timeout(self._timeout_s):
             try:
-                return await self._redis.execute_command("EVALSHA", script.sha, *rest)
+                return await self.connections.call("EVALSHA", script.sha, *rest)
             except NoScriptError:
-                return await self._redis.execute_command("EVAL", script.source, *rest)
+                return await self.connections.call("EVAL", script.source, *rest)
 
     async def _follow(
         self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None = None
     ) -> dict[str, list[Entry]]:
         """Entries after each stream's cursor, waiting for the first; the stream ``forget`` loses those before it."""
         wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
-        pipe = self._blocking.pipeline(transaction=False)
+        commands: list[tuple[Any, ...]] = []
         if forget is not None and streams[forget] != START:
-            pipe.execute_command("XTRIM", forget, "MINID", following(streams[forget]))
-        pipe.execute_command("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
+            commands.append(("XTRIM", forget, "MINID", following(streams[forget])))
+        commands.append(("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values()))
         async with bus_errors(), asyncio.timeout(max(0.0, block_s) + self._timeout_s):
-            found = (await pipe.execute())[-1] or ()
+            found = (await self._blocking.call_each(commands))[-1] or ()
         return {stream.decode(): [(entry.decode(), fields) for entry, fields in entries] for stream, entries in found}
 
 
@@ -150,10 +142,6 @@ async def bus_errors() -> AsyncIterator[None]:
         if isinstance(error, ReadOnlyError) or text.startswith(_UNAVAILABLE):
             raise BusUnavailable(text) from error
         raise BusError(text) from error
-
-
-def _as_is(reply: Any, **_: Any) -> Any:
-    return reply
 
 
 def _script_keys(keys: Keys) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ async def test_the_unix_socket_leads_to_the_same_queue(redis_server: RedisServer
     assert redis_server.socket is not None
     settings = Settings(redis_url=redis_server.url, redis_socket=redis_server.socket, namespace="socket")
     async with RedisBus.connect(settings) as near, RedisBus(redis_server.url, Keys("socket")) as far:
-        assert "path" in near._redis.get_connection_kwargs()
+        assert "path" in near.connections.options
         await near.submit(make_request(id="one"), 1)
         assert await far.record("one") is not None
 
@@ -95,7 +95,7 @@ async def test_all_keys_are_in_one_slot_of_a_cluster(redis_bus: RedisBus) -> Non
 
 async def test_installations_do_not_see_each_other(redis_server: RedisServer, redis_bus: RedisBus) -> None:
     await queued(redis_bus, id="same")
-    url = f"redis://127.0.0.1:{redis_bus._redis.get_connection_kwargs()['port']}/0"
+    url = f"redis://127.0.0.1:{redis_bus.connections.options['port']}/0"
     async with RedisBus(url, Keys("other")) as other:
         assert await other.record("same") is None
         assert await other.submit(make_request(id="same"), 1) is Submitted.ACCEPTED
