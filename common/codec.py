@@ -120,12 +120,13 @@ def _decoder(cls: type) -> Convert:
             if not isinstance(raw, list) or not fewest <= len(raw) <= len(parts):
                 needed = f"{fewest} to {len(parts)}" if fewest < len(parts) else f"{fewest}"
                 raise CodecError(f"{cls.__name__} needs {needed} fields")
-            values = []
-            for (name, convert), item in zip(parts, raw, strict=False):
-                try:
+            name = ""
+            try:
+                values = []
+                for (name, convert), item in zip(parts, raw, strict=False):  # noqa: B007 - an error names the field
                     values.append(convert(item))
-                except CodecError as error:
-                    raise CodecError(f"{cls.__name__}.{name}: {error}") from None
+            except CodecError as error:
+                raise CodecError(f"{cls.__name__}.{name}: {error}") from None
             try:
                 return cls(*values)
             except (ValueError, ProfileError) as error:
@@ -222,7 +223,11 @@ def _floats(values: Mapping[str, float]) -> dict[str, float]:
 
 def _mapping(value: Convert | None) -> Convert:
     def convert(raw: Any) -> dict[str, Any]:
-        if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        if not isinstance(raw, dict):
+            raise CodecError("expected a map with string keys")
+        if not raw:  # as most are
+            return raw
+        if not all(isinstance(key, str) for key in raw):
             raise CodecError("expected a map with string keys")
         return {key: value(item) for key, item in raw.items()} if value else raw
 
