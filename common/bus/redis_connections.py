@@ -72,7 +72,7 @@ class Connections:
                 return connection
             await connection.disconnect(nowait=True)
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        await connection.connect()
+        await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     async def _put_back(self, connection: AbstractConnection) -> None:
