@@ -16,6 +16,7 @@ from admission.report import Report
 from admission.sessions import Sessions
 from admission.window import Waiting, Window
 from common.bus.interface import Bus, Claim
+from common.errors import BusError
 from common.messages import Decision, End, Progress, Record, State, Verdict, Work
 from common.settings import Settings
 from common.telemetry.logs import get_logger
@@ -61,6 +62,7 @@ class Planning:
         self._log = PlanLog(settings.plan_log, settings.policy, options_of(settings)) if settings.plan_log else None
         self._cycle = 0
         self._claims_unsure = False
+        self._may_claim = True
 
     def warm_up(self) -> None:
         """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
@@ -80,6 +82,7 @@ class Planning:
 
     def clear(self) -> None:
         """Somebody else leads."""
+        self._may_claim = True
         self._expected.clear()
         self.window.clear()
         self.cluster.clear()
@@ -87,6 +90,10 @@ class Planning:
     def doubt_claims(self) -> None:
         """The answer to a claim may have been lost: ask again for what is held before the next plan."""
         self._claims_unsure = True
+
+    def arrived(self) -> None:
+        """There may be requests to claim."""
+        self._may_claim = True
 
     def progressed(self, item: Progress) -> None:
         """A first token or an end."""
@@ -163,8 +170,16 @@ class Planning:
             mine = await self._bus.reclaim(self._tiers.names, self._name)
             self._claims_unsure = False
             self._hold([claim for claim in mine if claim.request.id not in self.window])
-        rooms, shared = self.window.rooms()
-        claimed = await self._bus.claim_each(rooms, shared, self._name)
+        if not self._may_claim and not len(self.window):
+            return
+        full = len(self.window) > 0  # maybe there is no room for all
+        self._may_claim = False
+        try:
+            claimed = await self._bus.claim_each(*self.window.rooms(), self._name)
+        except BusError:
+            self._may_claim = True
+            raise
+        self._may_claim |= full or len(claimed.claims) > 0
         self._hold(claimed.claims)
         self.cluster.busy(claimed.busy_until_s)
 

@@ -161,9 +161,12 @@ class AdmissionService:
     async def _progress_loop(self) -> None:
         cursor = START
         while True:
-            cursor, items = await self._bus.progress(cursor, BLOCK_S)
-            for item in items:
+            news = await self._bus.progress(cursor, BLOCK_S)
+            cursor = news.cursor
+            for item in news.items:
                 self.planning.progressed(item)
+            if news.arrived:
+                self.planning.arrived()
             self._dirty.set()
 
     async def _control_loop(self) -> None:
@@ -186,18 +189,21 @@ class AdmissionService:
         wake_s: float | None = None
         while True:
             timeout_s = BLOCK_S if wake_s is None else min(BLOCK_S, max(0.0, wake_s - self._clock()))
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(timeout_s):
                     await self._dirty.wait()
+            except TimeoutError:
+                self.planning.arrived()  # look from time to time, whatever was heard
             self._dirty.clear()
             lead = self._lead
             if lead is None:
                 continue
+            began_s = time.monotonic()
             try:
                 wake_s = await self.planning.plan_once(lead)
             except LeadershipLost:
                 self._step_down("fenced off")
-            await asyncio.sleep(self._settings.replan_ms / 1e3)
+            await asyncio.sleep(max(0.0, began_s + self._settings.replan_ms / 1e3 - time.monotonic()))
 
 
 async def _persist(loop: Callable[[], Awaitable[None]], outage: Callable[[], None]) -> None:

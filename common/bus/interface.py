@@ -8,7 +8,7 @@ BusUnavailable without a connection (a caller may repeat the verb) and BusFull w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from common.codec import Tokens
 from common.messages import (
@@ -69,6 +69,14 @@ class Claimed:
 
     claims: Sequence[Claim]
     busy_until_s: Mapping[str, float]
+
+
+class News(NamedTuple):
+    """What a planner reads: what became of requests, and whether any were submitted or put back (``arrived``)."""
+
+    cursor: Cursor
+    items: Sequence[Progress]
+    arrived: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,7 @@ class AdmissionBus(Protocol):
     async def workers(self) -> Mapping[str, WorkerState | None]:
         """All registered workers; None where the heartbeat has run out."""
 
-    async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
+    async def progress(self, after: Cursor, block_s: float) -> News:
         """First tokens (of each attempt) and ends after the cursor; returns early when a request is submitted."""
 
     async def inflight(self, worker: str) -> Sequence[Record]:

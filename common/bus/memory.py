@@ -7,7 +7,7 @@ process boundary is encoded and decoded as on the wire.
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, QueueDepth, Room, Submitted
+from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, News, QueueDepth, Room, Submitted
 from common.bus.memory_log import cursor_at, number_of
 from common.bus.memory_store import MemoryStore, Stored
 from common.codec import decode, encode
@@ -17,7 +17,6 @@ from common.messages import (
     Decision,
     End,
     Frame,
-    Progress,
     Record,
     Reply,
     Request,
@@ -188,11 +187,12 @@ class MemoryBus(MemoryStore):
         now_s = self._clock()
         return {name: state if now_s < until_s else None for name, (state, until_s) in self._workers.items()}
 
-    async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
+    async def progress(self, after: Cursor, block_s: float) -> News:
         """See :class:`AdmissionBus`."""
         number = number_of(after)
         await self._wakeups.wait("progress", lambda: max(self._arrived, self._progress.last) > number, block_s)
-        return cursor_at(max(number, self._arrived, self._progress.last)), self._progress.after(number)
+        cursor = cursor_at(max(number, self._arrived, self._progress.last))
+        return News(cursor, self._progress.after(number), self._arrived > number)
 
     async def inflight(self, worker: str) -> Sequence[Record]:
         """See :class:`AdmissionBus`."""

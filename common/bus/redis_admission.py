@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.bus.interface import START, Claim, Claimed, Cursor, Room
+from common.bus.interface import START, Claim, Claimed, Cursor, News, Room
 from common.bus.redis_client import RedisClient, log
 from common.bus.redis_wire import claim_from, progress_from, record_from
 from common.codec import decode, encode
 from common.errors import CodecError
-from common.messages import Decided, Decision, End, Progress, Record, State, Verdict, Work, WorkerState
+from common.messages import Decided, Decision, End, Record, State, Verdict, Work, WorkerState
 
 BATCH = 100
 READ_COUNT = 512
@@ -111,7 +111,7 @@ class RedisAdmission(RedisClient):
                 log.warning("heartbeat of %s can't be read: %s", name.decode(), error)
         return found
 
-    async def progress(self, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Progress]]:
+    async def progress(self, after: Cursor, block_s: float) -> News:
         """See the interface; the cursor is one of the log and one of the arrivals."""
         seen, _, arrived = after.partition(",")
         log_key, arrivals = self.keys.progress, self.keys.arrivals
@@ -119,7 +119,7 @@ class RedisAdmission(RedisClient):
         entries, news = found.get(log_key, []), found.get(arrivals, [])
         seen = entries[-1][0] if entries else seen
         arrived = news[-1][0] if news else arrived or START
-        return f"{seen},{arrived}", progress_from(entries)
+        return News(f"{seen},{arrived}", progress_from(entries), bool(news))
 
     async def inflight(self, worker: str) -> Sequence[Record]:
         """See the interface; corrupt records are left out."""

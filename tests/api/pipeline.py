@@ -107,7 +107,7 @@ class Pipeline:
             for tier in load_tiers().names:
                 for claim in await self.bus.claim(tier, PLANNER, 100):
                     await self.decided(claim)
-            cursor, _ = await self.bus.progress(cursor, 10.0)
+            cursor, *_ = await self.bus.progress(cursor, 10.0)
 
     async def decided(self, claim: Claim) -> None:
         decision = self.decide(claim)

@@ -112,7 +112,7 @@ async def test_a_lost_group_is_made_again_and_everything_claimed_from_its_start(
 async def test_a_redis_that_lost_everything_goes_on(redis_bus: RedisBus) -> None:
     work, token = await dispatched(redis_bus)
     replies, _ = await redis_bus.replies("api", START, 0)
-    news, _ = await redis_bus.progress(START, 0)
+    news, *_ = await redis_bus.progress(START, 0)
     await redis_bus._command("FLUSHALL")
     await redis_bus._command("SCRIPT", "FLUSH")
     assert await redis_bus.emit("p", [frame(work, 0, (1,))]) == [False]

@@ -179,9 +179,9 @@ async def test_a_dispatch_to_a_buried_worker_goes_back_to_the_tier(bus: Bus) -> 
 
 async def test_reclaiming_wakes_no_reader_of_news(bus: Bus) -> None:
     await claimed(bus)
-    cursor, _ = await bus.progress(START, 0)
+    cursor, *_ = await bus.progress(START, 0)
     await bus.reclaim(["chat"], "planner")
-    assert await bus.progress(cursor, 0) == (cursor, [])
+    assert await bus.progress(cursor, 0) == (cursor, [], False)
 
 
 async def test_one_step_claims_each_tier_up_to_its_own_and_the_shared_room(bus: Bus) -> None:

@@ -57,37 +57,39 @@ async def test_a_waiting_api_hears_at_once(bus: Bus) -> None:
 
 async def test_a_submission_wakes_the_planner(bus: Bus) -> None:
     await queued(bus)
-    cursor, _ = await bus.progress(START, 0)
-    later, news = await while_reading(bus.progress(cursor, LONG_S), queued(bus, tier="code"))
-    assert news == []
+    cursor, *_ = await bus.progress(START, 0)
+    later, news, arrived = await while_reading(bus.progress(cursor, LONG_S), queued(bus, tier="code"))
+    assert (news, arrived) == ([], True)
     assert later != cursor
 
 
 async def test_a_submission_before_the_read_wakes_the_planner_too(bus: Bus) -> None:
-    cursor, _ = await bus.progress(START, 0)
+    cursor, *_ = await bus.progress(START, 0)
     await queued(bus)
     async with asyncio.timeout(5):
-        later, _ = await bus.progress(cursor, LONG_S)
-    assert await bus.progress(later, 0) == (later, [])
+        later, *_ = await bus.progress(cursor, LONG_S)
+    assert await bus.progress(later, 0) == (later, [], False)
 
 
 async def test_requeued_work_wakes_the_planner(bus: Bus) -> None:
     _, token = await dispatched(bus)
-    cursor, _ = await bus.progress(START, 0)
-    later, _ = await while_reading(bus.progress(cursor, LONG_S), bus.requeue("p", token))
+    cursor, *_ = await bus.progress(START, 0)
+    later, _, arrived = await while_reading(bus.progress(cursor, LONG_S), bus.requeue("p", token))
     assert later != cursor
+    assert arrived
 
 
 async def test_news_wakes_the_planner(bus: Bus) -> None:
     work, _ = await dispatched(bus)
-    cursor, _ = await bus.progress(START, 0)
-    later, news = await while_reading(bus.progress(cursor, LONG_S), bus.emit("p", [frame(work, 0, (5,))]))
+    cursor, *_ = await bus.progress(START, 0)
+    later, news, arrived = await while_reading(bus.progress(cursor, LONG_S), bus.emit("p", [frame(work, 0, (5,))]))
+    assert not arrived
     assert [(item.id, item.generated) for item in news] == [(work.request.id, 1)]
-    assert await bus.progress(later, 0) == (later, [])
+    assert await bus.progress(later, 0) == (later, [], False)
 
 
 async def test_a_quiet_time_is_an_empty_answer(bus: Bus) -> None:
-    cursor, _ = await bus.progress(START, 0)
+    cursor, *_ = await bus.progress(START, 0)
     assert (await bus.progress(cursor, 0.01))[1] == []
     assert (await bus.wait("p", START, 0.01)) == (START, [])
 

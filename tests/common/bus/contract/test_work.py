@@ -85,7 +85,7 @@ async def test_many_frames_are_emitted_in_one_call(bus: Bus) -> None:
 async def test_first_tokens_and_ends_are_news_for_the_planner(bus: Bus) -> None:
     work, _ = await dispatched(bus)
     await bus.emit("p", [frame(work, 0, (5,)), frame(work, 1, (6,)), frame(work, 2, (7,), DONE)])
-    _, news = await bus.progress(START, 0)
+    _, news, _ = await bus.progress(START, 0)
     assert news == [
         Progress(work.request.id, 1, "p", 1, False, 101.0),
         Progress(work.request.id, 1, "p", 3, True, 101.0),
@@ -97,7 +97,7 @@ async def test_the_first_token_of_each_attempt_is_news(bus: Bus) -> None:
     await bus.emit("p", [frame(work, 0, (5, 6))])
     await bus.requeue("p", token)
     retried = await again(bus, "chat", token, "q")
-    cursor, _ = await bus.progress(START, 0)
+    cursor, *_ = await bus.progress(START, 0)
     await bus.emit("q", [frame(retried, 2, (7,)), frame(retried, 3, (8,))])
     assert (await bus.progress(cursor, 0))[1] == [Progress(work.request.id, 2, "q", 3, False, 101.0)]
 
