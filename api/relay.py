@@ -12,7 +12,7 @@ from common.telemetry.logs import get_logger
 
 BLOCK_S = 1.0
 FIRST_BLOCK_S = 0.01
-AT_ONCE = 8
+AT_ONCE = 3
 """Replies that are passed on before new requests get their turn: the tokens of a step take milliseconds."""
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 

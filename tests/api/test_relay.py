@@ -1,8 +1,13 @@
 import asyncio
 import json
+import time
+from collections.abc import Sequence
+from typing import cast
 
+from api.relay import AT_ONCE, Arrival, Relay, Waiter
+from common.bus.interface import Cursor, IngressBus
 from common.errors import BusUnavailable
-from common.messages import Decided, Reply, Work
+from common.messages import Decided, Frame, Reply, Work
 from tests.api.conftest import Serve
 from tests.api.faults import FaultyBus, frame_at, is_end
 from tests.api.pipeline import eventually
@@ -84,3 +89,46 @@ async def test_a_request_that_the_queue_lost_before_its_first_token_is_sent_agai
         response = await waiting
         assert response.json()["token_ids"] == PROMPT["prompt_token_ids"]
         assert len(api.pipeline.works) == 2
+
+
+class Burst:
+    """The tokens of a step in one answer, then nothing."""
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        self._answers = [replies]
+
+    async def replies(self, api: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Reply]]:
+        if not self._answers:
+            await asyncio.sleep(60)
+        return "1-1", self._answers.pop()
+
+
+async def test_what_is_new_gets_its_turn_between_the_tokens_of_a_step() -> None:
+    frames = [Frame("r", 1, position, (7,), 0.0) for position in range(8 * AT_ONCE)]
+    relay = Relay(cast(IngressBus, Burst(frames)), "api", time.time)
+    waiter, turns = relay.open("r"), 0
+
+    async def other_work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(relay.run()), group.create_task(other_work())]
+        taken: list[Arrival | None] = []
+        while len(taken) < len(frames):
+            taken.append(await waiter.next(5.0))
+        for task in tasks:
+            task.cancel()
+    assert [one.reply for one in taken if one is not None] == frames
+    assert turns >= 8
+
+
+async def test_a_waiter_gives_up_in_time_and_can_be_woken() -> None:
+    waiter = Waiter()
+    assert await waiter.next(0.001) is None
+    asyncio.get_running_loop().call_soon(waiter.wake)
+    woken = await waiter.next(30.0)
+    assert woken is not None
+    assert woken.reply is None
