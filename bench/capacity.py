@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             result = summary(args, found) | mode.described()
             if args.out is not None:
-                raw.write(args.out, _raw(mode, found, result, args.curve, argv))
+                raw.write(args.out, _raw(args, mode, found, result, argv))
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -130,12 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _raw(
-    mode: Mode, found: Sequence[Found], result: dict[str, Any], curve: int, argv: Sequence[str] | None
+    args: argparse.Namespace, mode: Mode, found: Sequence[Found], result: dict[str, Any], argv: Sequence[str] | None
 ) -> dict[str, Any]:
     scenarios = {name: {system: dict(one) for system, one in of.items()} for name, of in result["scenarios"].items()}
     for one in found:
         scenarios[one.case.spec.scenario][one.case.system]["points"] = one.points(one.case.workers)
-    for scenario, system, added in capture(mode, found, curve):
+    for scenario, system, added in capture(mode, found, args.curve) if args.rate is None else ():
         scenarios[scenario][system] |= added
     settings = {
         name: Path(value).name if str(value).startswith("/") else value for name, value in result["settings"].items()

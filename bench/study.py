@@ -123,11 +123,15 @@ class Study:
             first, *others = seeds
             begun = [submit(measure, self, case.at(rate or 1.0, first), rate) for case in tuned]
             found = [one.result() for one in begun]
-            jobs = [
-                [submit(measure, self, case.at(rate or 1.0, seed), rate, one.rate) for seed in others]
-                for case, one in zip(tuned, found, strict=True)
+            jobs = [  # seed by seed: what a machine does to all runs of an hour, it should do to all systems
+                [
+                    submit(measure, self, case.at(rate or 1.0, seed), rate, one.rate)
+                    for case, one in zip(tuned, found, strict=True)
+                ]
+                for seed in others
             ]
-            measured = [[one, *(job.result() for job in by_seed)] for one, by_seed in zip(found, jobs, strict=True)]
+            rounds = [found, *([job.result() for job in of_seed] for of_seed in jobs)]
+            measured = list(zip(*rounds, strict=True))
         return [
             Found(case, dict(zip(seeds, by_seed, strict=True))) for case, by_seed in zip(tuned, measured, strict=True)
         ]

@@ -14,6 +14,7 @@ from bench.results.closeup import burst, has_runs, latencies, predictions
 from bench.results.group import Group, groups
 from bench.results.overview import attainment, capacities
 from bench.results.page import BEGIN, page, put_between, readme
+from bench.results.rates import at_rates
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in set(args.folder.glob(f"*-{name}.{args.figures}")) - kept:  # of groups that are no more
             path.unlink()
     at = {slug: [(title, _link(path, args.page)) for title, path in paths] for slug, paths in made.items()}
-    args.page.write_text(page(found, others, at))
+    args.page.write_text(page(found, at_rates(files), others, at))
     if args.readme.exists():
         args.readme.write_text(put_between(args.readme.read_text(), readme(found)))
     print(f"{args.page}: {len(files)} raw files, {sum(map(len, made.values()))} figures")

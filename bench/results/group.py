@@ -120,7 +120,7 @@ def groups(files: Mapping[str, Found]) -> list[Group]:
         if "capacity" in raw and "scenarios" in raw and "settings" in raw:
             settings = raw["settings"]
             preset = settings["preset"] if settings["mode"] == "sim" else ""
-            found.setdefault((settings["mode"], preset, _arrivals(settings)), {})[name] = raw
+            found.setdefault((settings["mode"], preset, arrivals_of(settings)), {})[name] = raw
     return [_group(*key, of) for key, of in sorted(found.items(), key=lambda one: _rank(*one[0]))]
 
 
@@ -138,7 +138,8 @@ def _group(mode: str, preset: str, arrivals: str, files: Mapping[str, Found]) ->
     )  # fmt: skip
 
 
-def _arrivals(settings: Found) -> str:
+def arrivals_of(settings: Found) -> str:
+    """How requests came, in a word or a few."""
     arrivals = str(settings["arrivals"])
     if settings.get("workload"):
         return Path(settings["workload"]).stem

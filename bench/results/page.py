@@ -1,9 +1,11 @@
 """``docs/results.md`` and the README's table, as text, from raw files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.results.group import DEPLOYED, LABELS, OURS, PAPER_COMPARED, Found, Group
+from bench.results.rates import attained, heading
+from bench.results.table import table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -24,14 +26,23 @@ _AZURE_TRACES = ("trace of code", "trace of conv")
 """Replays of files that are named as Azure's are."""
 
 
-def page(groups: Sequence[Group], others: Mapping[str, Found], figures: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """The whole page; ``figures`` are (title, path) by group."""
+def page(
+    groups: Sequence[Group],
+    rated: Sequence[Group],
+    others: Mapping[str, Found],
+    figures: Mapping[str, Sequence[tuple[str, str]]],
+) -> str:
+    """The whole page; ``figures`` are (title, path) by group, ``rated`` were studied at one rate."""
     parts = [_HEAD, "## Summary\n", summary(groups)]
     for group in groups:
         parts += [f"## {group.title[0].upper()}{group.title[1:]}\n", capacities(group), deferred(group)]
         for title, path in figures.get(group.slug, ()):
             parts.append(f"![{title}: {group.title}]({path})\n")
         parts.append(_provenance(group))
+    if rated:
+        parts.append("## At given rates\n")
+    for group in rated:
+        parts += [f"**{heading(group)}**\n", attained(group), _provenance(group)]
     if others:
         parts += ["## Other measurements\n", *(_other(name, raw) for name, raw in others.items())]
     return "\n".join(parts).rstrip() + "\n"
@@ -52,7 +63,7 @@ def summary(groups: Sequence[Group]) -> str:
         "engines", "arrivals", "ours, req/s and engine", "vs vLLM at its best budget", "vs best deployed",
         "vs best of prefill first, Sarathi, disaggregated", "vs the paper's policy", "of the upper bound",
     )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def readme(groups: Sequence[Group]) -> str:
@@ -77,7 +88,7 @@ def readme(groups: Sequence[Group]) -> str:
         "Requests per second and engine at which 90 % of all requests meet their SLO, geometric means over scenarios; "
         "by scenario, with figures and commands, in [docs/results.md](docs/results.md) (`make results`).\n"
     )
-    return f"{told}\n{_table(head, rows)}"
+    return f"{told}\n{table(head, rows)}"
 
 
 def put_between(text: str, inserted: str) -> str:
@@ -95,7 +106,7 @@ def capacities(group: Group) -> str:
     for name, of in group.scenarios.items():
         rows.append((name, *(_seeds(of.get(system)) for system in group.systems)))
     rows.append(("geometric mean", *(_rate(group.mean_capacity(system)) for system in group.systems)))
-    return _table(("requests/s and engine", *(LABELS[system] for system in group.systems)), rows)
+    return table(("requests/s and engine", *(LABELS[system] for system in group.systems)), rows)
 
 
 def deferred(group: Group) -> str:
@@ -109,7 +120,7 @@ def deferred(group: Group) -> str:
         "at its capacity", "system", "attained", "at tolerance 0", "deferred or refused", "TTFT p99 of all, s",
         "deferred: TTFT p99 / SLO",
     )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _fairness(found: Found) -> tuple[str, ...]:
@@ -135,7 +146,7 @@ def _other(name: str, raw: Found) -> str:
     told += f"{raw['machine']['cores']} cores of {raw['machine']['cpu']}\n"
     values = [(key, _scalar(value)) for key, value in raw.items() if key not in _ABOUT and _is_plain(value)]
     tables = [_nested(key, value) for key, value in raw.items() if key not in _ABOUT]
-    return "\n".join([told, _table(("what", "measured"), values), *filter(None, tables)])
+    return "\n".join([told, table(("what", "measured"), values), *filter(None, tables)])
 
 
 _ABOUT = ("format", "command", "commit", "dirty", "date", "machine", "settings")
@@ -150,7 +161,7 @@ def _nested(name: str, value: Any) -> str:
     if not rows:
         return ""
     head = [key for key, inner in rows[0].items() if _is_plain(inner)]
-    return _table(head, [tuple(_scalar(row.get(key)) for key in head) for row in rows])
+    return table(head, [tuple(_scalar(row.get(key)) for key in head) for row in rows])
 
 
 def _is_plain(value: Any) -> bool:
@@ -159,16 +170,6 @@ def _is_plain(value: Any) -> bool:
 
 def _scalar(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def lines() -> Iterator[str]:
-        yield f"| {' | '.join(head)} |"
-        yield f"|{'---|' * len(head)}"
-        for row in rows:
-            yield f"| {' | '.join(row)} |"
-
-    return "\n".join(lines()) + "\n"
 
 
 def _seeds(found: Found | None) -> str:

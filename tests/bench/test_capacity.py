@@ -1,13 +1,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bench.ablation import main as ablation
 from bench.capacity import main
+from bench.case import Case
+from bench.metrics import Report
+from bench.results.__main__ import main as results
+from bench.study import Study
 from bench.workload import main as workload
+from bench.workloads.generate import WorkloadSpec
 
 SHORT = "--workers 1 --seconds 12 --tune-seconds 6".split()
 Capsys = pytest.CaptureFixture[str]
@@ -44,6 +49,55 @@ def test_one_rate_is_evaluated_on_a_workload_file(tmp_path: Path, capsys: Capsys
     detail = found["scenarios"]["workload"]["vllm"]
     assert detail["capacity"] == 1.0
     assert detail["report"]["requests"] == len(Path(path).read_text().splitlines())
+
+
+class Noting:
+    """A mode that says which runs it was asked for."""
+
+    parallel = False
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int]] = []
+        self.nothing = cast(Report, None)
+
+    def run(self, case: Case) -> Report:
+        self.runs.append((case.system, case.spec.seed))
+        return self.nothing
+
+    def tunings(self, case: Case) -> list[Any]:
+        return [None]
+
+    def start_rate(self, case: Case) -> float:
+        return 1.0
+
+    def described(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_systems_take_turns_seed_by_seed() -> None:
+    mode, spec = Noting(), WorkloadSpec("chatbot", 1.0, 10.0, 1)
+    Study(mode).run([Case(name, spec, "", 2) for name in ("vllm", "ours")], (1, 2, 3), rate=1.0)
+    assert mode.runs == [(name, seed) for seed in (1, 2, 3) for name in ("vllm", "ours")]
+
+
+def test_a_study_at_one_rate_is_on_the_results_page(tmp_path: Path, capsys: Capsys) -> None:
+    out = tmp_path / "results" / "at-a-rate.json"
+    options = ("--scenario", "chatbot", "--rate", "2", "--systems", "vllm,ours", "--seeds", "2", "--out", str(out))
+    run(capsys, *options, "--json", *SHORT)
+    points = json.loads(out.read_text())["scenarios"]["chatbot"]["vllm"]["points"]
+    requests = sum(one["requests"] for one in points)
+    attained = sum(one["requests"] * one["attainment"] for one in points) / requests
+    assert (
+        results(["--folder", str(out.parent), "--page", str(tmp_path / "p.md"), "--readme", str(tmp_path / "r")]) == 0
+    )
+    page = (tmp_path / "p.md").read_text()
+    assert "poisson arrivals, 2 requests/s in all, 12 s a seed" in page
+    seeds = ", ".join(f"{one['attainment']:.3f}" for one in points)
+    assert f"| chatbot | vLLM | {requests} | {attained:.1%} |" in page
+    assert seeds in page
 
 
 def test_the_result_is_the_same_in_several_processes(capsys: Capsys) -> None:

@@ -53,4 +53,4 @@ def test_commands_of_scenarios_are_said_once_and_uncommitted_code_is_marked() ->
 def test_azures_traces_are_cited_and_no_others(trace: str, cited: bool) -> None:
     files = {"a": study("mixed", {"ours": 1.0})}
     files["a"]["settings"] |= {"arrivals": "trace", "trace": trace}
-    assert ("Splitwise" in page(groups(files), {}, {})) == cited
+    assert ("Splitwise" in page(groups(files), [], {}, {})) == cited
