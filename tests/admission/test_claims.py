@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from admission.planning import Lead
+from admission.planning import Lead, Planning
 from admission.service import AdmissionService
 from common.bus.interface import Claimed, Room
 from common.bus.memory import MemoryBus
@@ -30,12 +30,15 @@ class Asked(MemoryBus):
         return await super().claim_each(rooms, shared, planner)
 
 
-async def test_only_arrivals_make_an_idle_planner_ask() -> None:
-    bus = Asked()
-    planning = AdmissionService(bus, Settings(), load_tiers(), "planner").planning
+async def leading(bus: MemoryBus) -> tuple[Planning, Lead]:
     token = await bus.lead("planner", 10.0)
     assert token is not None
-    lead = Lead(token)
+    return AdmissionService(bus, Settings(), load_tiers(), "planner").planning, Lead(token)
+
+
+async def test_only_arrivals_make_an_idle_planner_ask() -> None:
+    bus = Asked()
+    planning, lead = await leading(bus)
     for _ in range(3):
         await planning.plan_once(lead)
     assert bus.times == 1
@@ -46,10 +49,7 @@ async def test_only_arrivals_make_an_idle_planner_ask() -> None:
 
 async def test_it_asks_again_while_something_is_held_or_may_be_left_and_after_an_outage() -> None:
     bus = Asked()
-    planning = AdmissionService(bus, Settings(), load_tiers(), "planner").planning
-    token = await bus.lead("planner", 10.0)
-    assert token is not None
-    lead = Lead(token)
+    planning, lead = await leading(bus)
     request = make_request(arrival_s=time.time())
     await bus.submit(request, 10)
     bus.away = True
