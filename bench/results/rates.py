@@ -24,12 +24,15 @@ def at_rates(files: Mapping[str, Found]) -> list[Group]:
 def attained(group: Group) -> str:
     """By scenario and system: the share of all requests of all seeds that attained, and each seed's."""
     rows = []
+    (raw,) = group.files.values()
+    budget = raw["settings"].get("chunk")
+    labels = LABELS | ({"vllm-tuned": f"vLLM, budget {budget}"} if budget else {})
     for scenario, of in group.scenarios.items():
-        for system in (name for name in LABELS if name in of):
+        for system in (name for name in labels if name in of):
             points = of[system]["points"]
             seeds = ", ".join(f"{one['attainment']:.3f}" for one in points)
             rows.append((
-                scenario, LABELS[system], str(sum(one["requests"] for one in points)),
+                scenario, labels[system], str(sum(one["requests"] for one in points)),
                 f"{_pooled(points, 'attainment'):.1%}", f"{_pooled(points, 'attainment_strict'):.1%}", seeds,
             ))  # fmt: skip
     return table(("scenario", "system", "requests", "attained", "at tolerance 0", "by seed"), rows)
@@ -44,4 +47,4 @@ def heading(group: Group) -> str:
 def _pooled(points: Sequence[Mapping[str, Any]], what: str) -> float:
     requests: int = sum(one["requests"] for one in points)
     met: float = sum(one[what] * one["requests"] for one in points)
-    return met / requests
+    return met / max(1, requests)

@@ -70,7 +70,7 @@ class RedisClient:
         self._timeout_s = timeout_s
         options = _OPTIONS if url.startswith("unix:") else {**_OPTIONS, "socket_keepalive": True}
         self.connections = Connections(url, MAX_CONNECTIONS, options)
-        self._blocking = Connections(url, MAX_CONNECTIONS, options)
+        self._blocking = Connections(url, None, options)  # a read that waits must not make others wait
         self._script_keys = _script_keys(keys)
 
     async def __aenter__(self) -> Self:

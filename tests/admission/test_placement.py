@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from admission.contest import contest
 from admission.jit import plain
 from admission.leftover import fill
 from admission.options import PlannerOptions
@@ -75,6 +76,21 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
         (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, where)
         outcomes.append([placed[name].tolist() for name in ("action", "prefill", "decode", "finish_s")])
     assert outcomes[0] == outcomes[1]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_what_requests_compete_for_is_what_the_source_says(seed: int) -> None:
+    at = drawn(seed)
+    hopeful = np.flatnonzero(at.zero_load_s <= at.queue["due_s"])
+    records: list[Any] = [np.asarray(array).view(np.recarray) for array in (at.queue, at.fleet, at.load)]
+    queue, fleet, load = records
+    compiled = contest(hopeful, at.queue, at.fleet, at.load, at.takers, at.line, at.tables, True)
+    by_source = plain(contest)(hopeful, queue, fleet, load, at.takers, at.line, at.tables, True)
+    for name in ("work", "kv", "budget"):
+        assert getattr(compiled, name).tolist() == getattr(by_source, name).tolist()
+    assert compiled.kv_limit == by_source.kv_limit
+    assert (np.diff(compiled.budget) >= 0).all()
 
 
 @given(st.integers(0, 10**6))

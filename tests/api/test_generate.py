@@ -6,6 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api.delivery import Piece
+from api.generate import _token
+from api.sse import event
 from common.bus.interface import Claim
 from common.messages import Decision
 from tests.api.conftest import Api, Serve
@@ -148,3 +151,10 @@ async def test_a_reasoning_answer_reports_each_stage_on_its_own(serve: Serve) ->
     assert achieved["thinking_tpot_ms"] is not None
     assert achieved["tpot_ms"] is not None
     assert record["objective"]["thinking_tpot_ms"] == answer["slo"]["objective"]["thinking_tpot_ms"] == 30_000.0
+
+
+@pytest.mark.parametrize("text", ["", "plain", 'a "quote" \\ and\nlines', "\x00\u2028 é 😀"])
+def test_a_token_s_event_is_what_every_event_is(text: str) -> None:
+    piece = Piece(3, (7, 8), text, "", 1795294993.90138174)
+    body = {"position": 3, "token_ids": [7, 8], "text": text, "time_s": round(piece.time_s, 6)}
+    assert _token(piece, 5) == event(body, "token", 5)

@@ -10,6 +10,7 @@ import pytest
 
 from common.bus.interface import START, Bus, Submitted
 from common.bus.redis import RedisBus, online_url
+from common.bus.redis_client import MAX_CONNECTIONS
 from common.errors import BusFull, BusUnavailable
 from common.keys import PLANNERS, Keys
 from common.messages import KeepTrace, Stage
@@ -155,6 +156,20 @@ async def test_a_redis_that_hangs_is_unavailable_and_back_when_it_goes_on(own_se
         os.kill(own_server.pid, signal.SIGCONT)
         assert await bus.record(request.id) is not None
         assert await bus.replies("api", START, 0.05) == (START, [])
+
+
+async def test_reads_that_wait_do_not_make_others_wait(redis_bus: RedisBus) -> None:
+    names = [f"w{number}" for number in range(MAX_CONNECTIONS + 8)]
+    waiting = [asyncio.create_task(redis_bus.wait(name, START, 30.0)) for name in names]
+    await asyncio.sleep(0.2)
+    await redis_bus.send(names[-1], KeepTrace("abc"))
+    try:
+        async with asyncio.timeout(5.0):
+            assert (await waiting[-1])[1] == [KeepTrace("abc")]
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_read_that_waits_ends_when_redis_goes(own_server: RedisServer) -> None:
