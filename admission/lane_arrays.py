@@ -128,12 +128,13 @@ def fleet_of(
     workers: Iterable[Worker],
     now_s: float,
     stretch: float = 1.0,
-    longest_s: float = math.inf,
+    longest_steps: float = math.inf,
     draft_trust: float = 0.0,
 ) -> Fleet:
     """Columns of workers, in the order given; every cost is multiplied by ``stretch``.
 
-    Workers keep their batches within ``longest_s`` if that leaves room for :data:`LEAST_BATCH` tokens.
+    Workers keep their batches within ``longest_steps`` steps of a single token if that leaves room for
+    :data:`LEAST_BATCH` tokens.
     """
     kinds: dict[str, int] = {}
     rows = []
@@ -141,7 +142,7 @@ def fleet_of(
         prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
         rows.append(
             (
-                *_costs(worker.latency, worker.max_batch_tokens, stretch, longest_s),
+                *_costs(worker.latency, worker.max_batch_tokens, stretch, longest_steps),
                 worker.max_seqs,
                 KV_LIMIT * worker.total_blocks * worker.block_size,
                 worker.block_size,
@@ -169,10 +170,11 @@ def _since_s(worker: Worker, now_s: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest_s: float) -> tuple[Any, ...]:
-    """The first columns of a lane, up to ``longest_s``."""
+def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest_steps: float) -> tuple[Any, ...]:
+    """The first columns of a lane, up to ``longest_steps``."""
     pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
     k_token = tuple(piece.k_token * stretch for piece in pieces)
+    longest_s = longest_steps * latency.decode_seconds(1, 0)
     fit = max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
     max_batch = min(max_batch_tokens, max(LEAST_BATCH, fit))
     return (

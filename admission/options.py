@@ -16,8 +16,8 @@ class PlannerOptions:
     from :data:`HOLD_FROM` workers on that take prompts, and 0 with fewer.
     ``lookahead_s``: a worker gets its next prompt this long before it runs dry.
     ``margin``: predicted times are stretched by this share, so that a promise survives noise.
-    ``longest_batch_s``: engines make no longer batches, so that what comes new is seen soon (as
-    :class:`common.batching.Former` does); a decoder that is handed over may wait for as long.
+    ``longest_batch_steps``: the longest batch that is counted on, in steps of a single token. Engines make longer ones
+    (:class:`common.batching.Former`): what these save is not promised to anybody.
     ``best_effort_share``: share of token throughput that is kept for work without a promise.
     ``best_effort_wait_s``: how long that waits for a worker that has nothing else to do before it shares a busy one,
     and at most ``best_effort_wait_ttft`` times its TTFT.
@@ -37,7 +37,7 @@ class PlannerOptions:
     hold_s: float | None = None
     lookahead_s: float = 0.01
     margin: float = 0.05
-    longest_batch_s: float = 0.15
+    longest_batch_steps: float = 4.0
     best_effort_share: float = 0.05
     best_effort_wait_s: float = 5.0
     best_effort_wait_ttft: float = 4.0
@@ -64,7 +64,7 @@ class PlannerOptions:
             "hold_s",
             "lookahead_s",
             "margin",
-            "longest_batch_s",
+            "longest_batch_steps",
             "best_effort_wait_s",
             "best_effort_wait_ttft",
             "offline_lag_s",

@@ -89,7 +89,7 @@ def situation(
     shared = any(one.objective is None or one.deferred for one in held) or bool(np.isinf(running["tpot_s"]).any())
     stretch = options.stretch(shared)
     fleet = fleet_of(
-        (state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_s, options.draft_trust
+        (state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_steps, options.draft_trust
     )
     load = empty_load(len(lanes))
     lane_of = lane_numbers(table.worker_names.index, numbers)

@@ -11,7 +11,7 @@ from math import inf
 import numpy as np
 
 from common import batching_core as core
-from common.batching_table import HURRY, LATE, ROW, WORTH, Bools, Floats, Ints, Table
+from common.batching_table import HURRY, LATE, ROW, WHOLE, WORTH, Bools, Floats, Ints, Table
 from common.latency_model import LatencyModel, Piece
 
 
@@ -78,12 +78,18 @@ class Former:
 
     ``margin`` is the share of every deadline's distance that is left free for steps that take longer than
     predicted, ``share`` of all tokens goes to best effort at least, and no batch is planned longer than
-    ``longest_s`` unless decodes alone take half as long, so that new arrivals are seen soon.
+    ``longest_steps`` times that of a single token, or than ``longest_s``, unless decodes alone take half as long: so
+    new arrivals are seen soon, and what a batch costs without any token is a small part of it.
     """
 
     margin: float = 0.05
     share: float = 0.05
-    longest_s: float = 0.15
+    longest_steps: float = 6.0
+    longest_s: float = inf
+
+    def within(self, latency: LatencyModel, times: float = 1.0) -> float:
+        """The longest batch of an engine in seconds, or so many times as long but not above ``longest_s``."""
+        return min(self.longest_s, times * self.longest_steps * latency.decode_seconds(1, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +196,8 @@ def _table(state: BatchState, now_s: float) -> Table:
         lookahead=state.lookahead_tokens,
         margin=float(former.margin),
         share=float(former.share),
-        longest_s=float(former.longest_s),
+        longest_s=float(former.within(latency)),
+        whole_s=float(former.within(latency, WHOLE)),
         credit=float(state.credit_tokens),
     )
 

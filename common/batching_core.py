@@ -26,14 +26,14 @@ def form(t: Table) -> tuple[int, int, float, float]:
     needed_s = _decode_s(t, decoders, drafted)
     alone = len(decoders) + len(prompts) == 0
     base_s = _decode_s(t, spare, True) if alone else needed_s
-    limit_s, strict_s = _lengths(t, decoders, needed_s, base_s)
+    limit_s, strict_s, whole_s = _lengths(t, decoders, needed_s, base_s)
     loose = _loose_ones(t, decoders, prompts, needed_s, limit_s)
 
     for i in decoders:
         if not loose[i]:
             _decode(t, at, i, drafted)
     owed = _add_spare(t, at, spare, limit_s, floor(t.credit), alone)
-    if not _add_prompts(t, at, prompts, limit_s):
+    if not _add_prompts(t, at, prompts, limit_s, whole_s):
         for i in decoders:
             if loose[i]:
                 _decode(t, at, i, drafted)
@@ -94,17 +94,18 @@ def _decode_s(t: Table, decoders: Ints, drafted: bool) -> float:
 
 
 @compiled
-def _lengths(t: Table, decoders: Ints, needed_s: float, base_s: float) -> tuple[float, float]:
+def _lengths(t: Table, decoders: Ints, needed_s: float, base_s: float) -> tuple[float, float, float]:
     margin = 1 - t.margin
     limit_s = strict_s = max(t.longest_s, base_s / PACE)
+    whole_s = max(t.whole_s, base_s / PACE)
     for i in decoders:
         room_s = max(_distance(t, i), needed_s)
         strict_s = min(strict_s, room_s)
         if t.rows.due[i] - t.now_s < needed_s:
             pace_s = (t.rows.due[i] + (t.rows.checked[i] - 1) * t.rows.tpot[i] - t.now_s) / t.rows.checked[i] * margin
             room_s = max(pace_s if pace_s >= needed_s else t.rows.tpot[i] * margin, needed_s / HURRY)
-        limit_s = min(limit_s, room_s)
-    return limit_s, strict_s
+        limit_s, whole_s = min(limit_s, room_s), min(whole_s, room_s)
+    return limit_s, strict_s, whole_s
 
 
 @compiled
@@ -184,12 +185,13 @@ def _prompt(t: Table, at: Floats, i: int, limit_s: float, most: int) -> int:
 
 
 @compiled
-def _add_prompts(t: Table, at: Floats, prompts: Ints, limit_s: float) -> bool:
+def _add_prompts(t: Table, at: Floats, prompts: Ints, limit_s: float, whole_s: float) -> bool:
     full = blocked = added = False
     for i in prompts:
         if (full and not t.rows.remote[i]) or (blocked and not t.rows.running[i]):
             continue
-        got = _prompt(t, at, i, limit_s, t.max_tokens)
+        whole = not added and _fitting(t, at, i, whole_s) >= t.rows.todo[i]
+        got = _prompt(t, at, i, whole_s if whole else limit_s, t.max_tokens)
         full = full or got == NO_TIME
         blocked = blocked or got == NO_ROOM
         if got == PLACE and not t.rows.remote[i]:

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from math import floor, inf, sqrt
 
 from common.batching import Batch, BatchState, Candidate
-from common.batching_table import CREDIT, HURRY, LATE, LEAST, LOOSE, PACE, SKIP
+from common.batching_table import CREDIT, HURRY, LATE, LEAST, LOOSE, PACE, SKIP, WHOLE
 from common.latency_model import Batch as Work
 
 
@@ -34,14 +34,14 @@ def form_batch_reference(state: BatchState, now_s: float) -> Batch:
     needed_s = batch.decode_s(decoders, drafted)
     promised = any(c.promised for c in rows)
     base_s = needed_s if promised else batch.decode_s([c for c in spare if decoding(c)], drafted=True)
-    limit_s, strict_s = batch.lengths_s(decoders, needed_s, base_s)
+    limit_s, strict_s, whole_s = batch.lengths_s(decoders, needed_s, base_s)
     loose = batch.loose(decoders, prompts, needed_s, limit_s)
 
     for candidate in decoders:
         if candidate not in loose:
             batch.decode(candidate, drafted)
     owed = batch.add_spare(spare, limit_s, floor(state.credit_tokens), drafted=not promised)
-    added = batch.add_prompts(prompts, limit_s)
+    added = batch.add_prompts(prompts, limit_s, whole_s)
     if not added:
         for candidate in loose:
             batch.decode(candidate, drafted)
@@ -103,15 +103,18 @@ class Filling:
         """From now to when the next token is due, less the margin."""
         return (c.due_s - self._now_s) * (1 - self._state.former.margin)
 
-    def lengths_s(self, decoders: list[Candidate], needed_s: float, base_s: float) -> tuple[float, float]:
-        """How long the batch may be for promised prompts, and for best effort, which yields to late decodes.
+    def lengths_s(self, decoders: list[Candidate], needed_s: float, base_s: float) -> tuple[float, float, float]:
+        """How long the batch may be for promised prompts, for best effort, and for a first prompt that is not cut.
+
+        Best effort yields to late decodes.
 
         The margin is given up before prompts are: a decode that can just be in time leaves them nothing. One that
         can't be stretches the limit to a pace at which its next checked token is, or, when that is lost too, at
         which it falls no further behind; and prompts get a share of the batch.
         """
-        longest_s = max(self._state.former.longest_s, base_s / PACE)
-        limit_s = strict_s = longest_s
+        former, latency = self._state.former, self._state.latency
+        limit_s = strict_s = max(former.within(latency), base_s / PACE)
+        whole_s = max(former.within(latency, WHOLE), base_s / PACE)
         for c in decoders:
             room_s = max(self.distance_s(c), needed_s)
             strict_s = min(strict_s, room_s)
@@ -119,8 +122,8 @@ class Filling:
                 margin = 1 - self._state.former.margin
                 pace_s = (c.due_s + (c.checked_in - 1) * c.tpot_s - self._now_s) / c.checked_in * margin
                 room_s = max(pace_s if pace_s >= needed_s else c.tpot_s * margin, needed_s / HURRY)
-            limit_s = min(limit_s, room_s)
-        return limit_s, strict_s
+            limit_s, whole_s = min(limit_s, room_s), min(whole_s, room_s)
+        return limit_s, strict_s, whole_s
 
     def loose(
         self, decoders: list[Candidate], prompts: list[Candidate], needed_s: float, limit_s: float
@@ -191,13 +194,17 @@ class Filling:
             self.kv_tokens += c.context_tokens * tokens
         return self._place(c, tokens)
 
-    def add_prompts(self, prompts: list[Candidate], limit_s: float) -> bool:
-        """Chunks by deadline; one that completes a prompt keeps the batch from ending after its deadline."""
+    def add_prompts(self, prompts: list[Candidate], limit_s: float, whole_s: float) -> bool:
+        """Chunks by deadline; one that completes a prompt keeps the batch from ending after its deadline.
+
+        The first prompt is not cut where the batch with all of it lasts no longer than ``whole_s``.
+        """
         full = blocked = added = False
         for c in prompts:
             if (full and not c.remote) or (blocked and not c.running):
                 continue
-            got = self.prompt(c, limit_s, self._state.max_tokens)
+            whole = not added and self.fitting(c, whole_s) >= c.todo_tokens
+            got = self.prompt(c, whole_s if whole else limit_s, self._state.max_tokens)
             full = full or got is Got.NO_TIME
             blocked = blocked or got is Got.NO_ROOM
             if got is Got.PLACE and not c.remote:

@@ -23,6 +23,8 @@ PACE = 0.5
 """Share of a batch that decodes may take before it becomes longer than the longest."""
 HURRY = 2 / 3
 """Share of a batch that late decodes may take while prompts wait."""
+WHOLE = 2.0
+"""A first prompt may make a batch so many times longer than the longest rather than be cut."""
 WORTH = 3.0
 """No batch is cut for what is pulled to less than so many decode steps: it would be fixed cost for the most part."""
 CREDIT = 256.0
@@ -62,6 +64,7 @@ class Table(NamedTuple):
     margin: float
     share: float
     longest_s: float
+    whole_s: float
     credit: float
 
 

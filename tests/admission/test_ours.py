@@ -72,16 +72,16 @@ def test_without_a_worker_for_a_stage_everything_is_held() -> None:
 def test_the_set_of_most_value_is_promised() -> None:
     large = make_held(need_tokens=6000, objective=due_in(0.75))
     small = [make_held(need_tokens=2500, objective=due_in(0.76 + i / 100)) for i in range(2)]
-    outcome = plan(state_of([large, *small], [make_worker(id="a")]))
+    outcome = plan(state_of([large, *small], [make_worker(id="a")]), longest_batch_steps=math.inf)
     assert list(outcome.defer) == [large.id]
-    greedy = plan(state_of([large, *small], [make_worker(id="a")]), select="greedy")
+    greedy = plan(state_of([large, *small], [make_worker(id="a")]), select="greedy", longest_batch_steps=math.inf)
     assert set(greedy.defer) == {one.id for one in small}
 
 
 def test_a_later_round_of_a_session_goes_before_a_first_one() -> None:
     first = make_held(need_tokens=4000, objective=due_in(0.5))
     later = make_held(need_tokens=4000, objective=due_in(0.51), round=2)
-    outcome = plan(state_of([first, later], [make_worker(id="a")]))
+    outcome = plan(state_of([first, later], [make_worker(id="a")]), longest_batch_steps=math.inf)
     assert list(outcome.defer) == [first.id]
 
 
@@ -140,7 +140,7 @@ def test_an_slo_below_the_zero_load_time_says_what_is_possible() -> None:
 def test_a_promise_keeps_its_margin() -> None:
     held = make_held(need_tokens=2000, objective=due_in(FAST.prefill_seconds(2000, 2048) * 1.02 + 0.002))
     state = state_of([held], [make_worker(id="a", max_batch_tokens=4096)])
-    keen = {"best_effort_share": 0.0, "longest_batch_s": math.inf}
+    keen = {"best_effort_share": 0.0, "longest_batch_steps": math.inf}
     assert plan(state, margin=0.05, **keen).dispatch[held.id].verdict is Verdict.DEFERRED
     assert plan(state, margin=0.0, **keen).dispatch[held.id].verdict is Verdict.ADMITTED
 
@@ -233,7 +233,7 @@ def test_tight_decodes_are_packed_on_one_worker() -> None:
     tight = Objective(99.0, 1.0, 0.06)
     running = [make_running(objective=tight, prefill_worker="p", decode_worker="d2", first_token_s=99.9)]
     held = make_held(objective=due_in(5.0, tpot_s=0.06))
-    static = {"elastic": True, "longest_batch_s": 0.15}
+    static = {"elastic": True, "longest_batch_steps": 6.0}
     placed = plan(state_of([held], fleet, running), **static).dispatch[held.id]
     assert placed.decode_worker == "d2"
     alone = plan(state_of([held], fleet, running), decode_packing=False, **static).dispatch[held.id]

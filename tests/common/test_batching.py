@@ -65,9 +65,29 @@ def test_batches_are_short_enough_for_what_is_pulled() -> None:
     assert short.longest_s == pytest.approx(0.9 * 0.08 - 0.01 / HURRY, abs=1e-6)
     third = with_pulls(former, [replace(pull, checked_in=3)], NOW_S, step_s=0.01)
     assert third.longest_s == pytest.approx(0.9 * 0.16 - 0.03 / HURRY, abs=1e-6)
-    waiting = make_state([prompt(todo_tokens=2000)], latency=MODELS[0], max_tokens=4096)
+    slow = LatencyModel((Piece(1e-4, 0.0, 0.015),))
+    waiting = make_state([prompt(todo_tokens=2000)], latency=slow, max_tokens=4096)
     long, cut = (form_batch(replace(waiting, former=one), NOW_S).seconds for one in (former, short))
     assert cut <= short.longest_s < long
+
+
+@pytest.mark.parametrize("base_s", [0.004, 0.04])
+def test_a_batch_lasts_some_steps_of_the_engine_and_only_a_first_prompt_makes_it_longer(base_s: float) -> None:
+    """So its fixed cost is a small part of it on any engine, and a lone prompt is not cut for nobody's sake."""
+    model, former = LatencyModel((Piece(1e-4, 0.0, base_s),)), Former(margin=0.0)
+    longest_s = former.longest_steps * (base_s + 1e-4)
+    tokens = round(longest_s / 1e-4)  # of a prompt that lasts one step longer
+
+    def seconds(*rows: Candidate, former: Former = former) -> float:
+        state = make_state(rows, latency=model, max_tokens=1 << 20, former=former, free_blocks=1 << 20)
+        return form_batch(state, NOW_S).seconds
+
+    whole = prompt(todo_tokens=tokens)
+    assert seconds(prompt(todo_tokens=10 * tokens)) == pytest.approx(longest_s, rel=0.01)
+    assert seconds(whole) == pytest.approx(longest_s + base_s, rel=0.01)
+    assert seconds(prompt(todo_tokens=16), whole) == pytest.approx(longest_s, rel=0.01)
+    assert seconds(whole, former=replace(former, longest_s=longest_s)) == pytest.approx(longest_s, rel=0.01)
+    assert seconds(whole, decoder(due_s=NOW_S + longest_s / 2)) <= longest_s / 2
 
 
 def test_a_pull_that_is_late_asks_for_batches_of_its_tpot_and_one_with_time_for_nothing() -> None:
@@ -230,7 +250,8 @@ def test_a_missed_prompt_goes_behind_one_that_can_be_met_but_does_not_starve() -
 def test_best_effort_gets_what_is_left_oldest_first() -> None:
     old, new = spare(arrival_s=NOW_S - 9, todo_tokens=200), spare(arrival_s=NOW_S - 1, todo_tokens=9000)
     urgent = prompt(todo_tokens=100)
-    batch = form_batch(make_state([new, old, urgent, decoder(due_s=NOW_S + 0.06)]), NOW_S)
+    rows = [new, old, urgent, decoder(due_s=NOW_S + 0.06)]
+    batch = form_batch(make_state(rows, former=Former(margin=0.0, longest_steps=20)), NOW_S)
     assert list(batch.tokens)[1:] == [urgent.id, old.id, new.id]
     assert batch.tokens[old.id] == 200
     assert batch.seconds <= 0.06
