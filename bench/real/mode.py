@@ -22,11 +22,11 @@ from bench.outcome import Outcome
 from bench.real import logs
 from bench.real.backends import Backend
 from bench.real.calibration import SEQUENCES, Calibration, Objectives, load, objectives_for
+from bench.real.chunks import CHUNKS, best_chunk
 from bench.real.cpu import Usage, usage
 from bench.real.load import DRAIN_S, Load, Sent, play, probe, undisturbed
 from bench.real.machine import Busy, busy
 from bench.real.measuring import measure
-from bench.real.sweep import CHUNKS, best_chunk
 from bench.real.systems import ENGINES, KINDS, Setup, System
 from bench.workloads import Arrivals, WorkloadSpec, generate
 from common.bus.redis import RedisBus

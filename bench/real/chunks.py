@@ -43,13 +43,14 @@ async def _pair(model: str, loads: Sequence[Load], chunks: Sequence[int], folder
     servers = await start_all([ServerOptions(model, chunk, MAX_SEQS) for chunk in chunks], folder)
     try:
         backends = [Stock(RoundRobin([server.url]), model, [server.url]) for server in servers]
-        shares = await asyncio.gather(*(_met(loads, backend) for backend in backends))
+        shares = await asyncio.gather(*(met(loads, backend) for backend in backends))
     finally:
         stop_all(servers)
     return [Tried(chunk, met) for chunk, met in zip(chunks, shares, strict=True)]
 
 
-async def _met(loads: Sequence[Load], backend: Backend) -> float:
+async def met(loads: Sequence[Load], backend: Backend) -> float:
+    """Share of requests that met their SLO; each load counts alike, however many requests it has."""
     shares = []
     for load in loads:
         await probe(backend)
