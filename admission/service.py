@@ -172,7 +172,7 @@ class AdmissionService:
     async def _control_loop(self) -> None:
         cursor = START
         while True:
-            cursor, controls = await self._bus.wait(ADMISSION, cursor, BLOCK_S)
+            cursor, controls, _ = await self._bus.wait(ADMISSION, cursor, BLOCK_S)
             for control in controls:
                 if isinstance(control, Cancel):
                     self.planning.cancelled(control.id)

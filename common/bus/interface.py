@@ -79,6 +79,14 @@ class News(NamedTuple):
     arrived: bool
 
 
+class Wake(NamedTuple):
+    """What a worker reads: control messages, and the stages that have work for it."""
+
+    cursor: Cursor
+    controls: Sequence[Control]
+    stages: frozenset[Stage]
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many more requests of a tier a planner may hold: its ``own``, and never above ``most`` in all."""
@@ -214,7 +222,7 @@ class WorkerBus(Protocol):
         False if it has ended or is of another attempt, or was put back because that worker is gone.
         """
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Control]]:
+    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
         """Control messages after the cursor; returns early when work arrives. Claims nothing."""
 
 

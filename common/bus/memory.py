@@ -7,7 +7,7 @@ process boundary is encoded and decoded as on the wire.
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, News, QueueDepth, Room, Submitted
+from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, News, QueueDepth, Room, Submitted, Wake
 from common.bus.memory_log import cursor_at, number_of
 from common.bus.memory_store import MemoryStore, Stored
 from common.codec import decode, encode
@@ -247,17 +247,20 @@ class MemoryBus(MemoryStore):
         self._give(stored, Stage.DECODE, target)
         return True
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Control]]:
+    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
         """See :class:`WorkerBus`."""
         number = number_of(after)
         self._controls[worker].forget(number)
 
+        def stages() -> frozenset[Stage]:
+            return frozenset(stage for stage in Stage if self._work[stage, worker])
+
         def ready() -> bool:
-            return self._controls[worker].last > number or any(self._work[stage, worker] for stage in Stage)
+            return self._controls[worker].last > number or bool(stages())
 
         await self._wakeups.wait(f"process {worker}", ready, block_s)
         log = self._controls[worker]
-        return cursor_at(max(number, log.last)), log.after(number)
+        return Wake(cursor_at(max(number, log.last)), log.after(number), stages())
 
     # all
 

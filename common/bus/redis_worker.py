@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.bus.interface import START, Cursor
+from common.bus.interface import START, Cursor, Wake
 from common.bus.redis_client import COMMAND_TIMEOUT_S, RedisClient, following, log
 from common.bus.redis_wire import controls_from
 from common.codec import decode, encode, pack_tokens
 from common.errors import CodecError
 from common.keys import Keys
-from common.messages import Control, End, Frame, Stage, State, Work, WorkerState
+from common.messages import End, Frame, Stage, State, Work, WorkerState
 
 READ_COUNT = 64
 FRAMES_PER_CALL = 256
@@ -65,15 +65,15 @@ class RedisWorker(RedisClient):
             raise ValueError("a hand-off needs a decode worker")
         return bool(await self._run("hand_off", worker, target, work.request.id, work.attempt, encode(work)))
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> tuple[Cursor, Sequence[Control]]:
+    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
         """See the interface."""
         control = self.keys.control(worker)
-        streams = {control: after}
-        for stage in Stage:
-            stream = self.keys.work(stage, worker)
-            streams[stream] = self._taken.get(stream, START)
-        entries = (await self._follow(streams, block_s, READ_COUNT, forget=control)).get(control, [])
-        return entries[-1][0] if entries else after, controls_from(entries)
+        work = {self.keys.work(stage, worker): stage for stage in Stage}
+        streams = {control: after} | {stream: self._taken.get(stream, START) for stream in work}
+        found = await self._follow(streams, block_s, READ_COUNT, forget=control)
+        entries = found.get(control, [])
+        stages = frozenset(stage for stream, stage in work.items() if found.get(stream))
+        return Wake(entries[-1][0] if entries else after, controls_from(entries), stages)
 
 
 def _parts(frame: Frame) -> Sequence[Any]:

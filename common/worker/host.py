@@ -213,10 +213,10 @@ class WorkerHost:
         cursor = START
         while True:
             try:
-                cursor, controls = await self._bus.wait(self.id, cursor, BLOCK_S)
+                cursor, controls, stages = await self._bus.wait(self.id, cursor, BLOCK_S)
                 for control in controls:
                     await self._control(control)
-                for stage in Stage:
+                for stage in stages:
                     for work in await self._bus.take(stage, self.id, self._room()):
                         self._start(work, stage)
                 if not self._room():

@@ -129,7 +129,7 @@ class Pipeline:
                 for work in await self.bus.take(Stage.PREFILL, PREFILL, 100):
                     self.works.append(work)
                     running.add(asyncio.create_task(self.run(work)))
-                cursor, controls = await self.bus.wait(PREFILL, cursor, 10.0)
+                cursor, controls, _ = await self.bus.wait(PREFILL, cursor, 10.0)
                 await self.hear(PREFILL, controls)
         finally:
             for task in running:
@@ -153,7 +153,7 @@ class Pipeline:
     async def listen(self, name: str) -> None:
         cursor = START
         while True:
-            cursor, controls = await self.bus.wait(name, cursor, 10.0)
+            cursor, controls, _ = await self.bus.wait(name, cursor, 10.0)
             await self.hear(name, controls)
 
     async def hear(self, name: str, controls: Sequence[Control]) -> None:

@@ -255,7 +255,7 @@ async def test_read_streams_stay_small(redis_bus: RedisBus) -> None:
         await redis_bus.emit("p", [frame(work, position, (position,))])
         await redis_bus.send("p", KeepTrace(f"{position}"))
         after, _ = await redis_bus.replies("api", after, 1)
-        control, _ = await redis_bus.wait("p", control, 1)
+        control, *_ = await redis_bus.wait("p", control, 1)
     await redis_bus.take(Stage.PREFILL, "p", 5)
     assert await redis_bus._command("XLEN", KEYS.replies("api")) <= 1
     assert await redis_bus._command("XLEN", KEYS.control("p")) <= 1

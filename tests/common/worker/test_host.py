@@ -162,7 +162,7 @@ async def test_a_hand_off_older_than_a_third_of_its_lease_is_prefilled_again_and
     assert record is not None
     assert record.generated == truth.generated
     assert record.notes["hand_off_dropped"] == 1.0
-    _, controls = await bench.bus.wait("p", START, 0.0)
+    _, controls, _ = await bench.bus.wait("p", START, 0.0)
     assert controls == [Cancel(request.id, 1, "hand_off_dropped")]
     await bench.close()
 
