@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from admission.jit import compiled
 from admission.memory import HORIZONS, KV_LIMIT
 from admission.plan import Worker
+from common.batching import Former
+from common.batching_table import WHOLE
 from common.latency_model import Batch, LatencyModel
 from common.messages import Stage
 
@@ -44,7 +46,8 @@ class Fleet(Columns):
     """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece (there are
     ``pieces``); ``kv`` in tokens.
 
-    ``max_batch`` and ``longest_s`` are of the largest batch that the engine makes. ``step_s`` is the measured pace of a
+    ``max_batch`` and ``longest_s`` are of the largest batch that is counted on, ``wait_s`` is the longest that the
+    engine may be in. ``step_s`` is the measured pace of a
     decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV. The
     present iteration ends in ``ready_s``; where that is unknown, one was seen to end ``since_s`` ago (negative: never).
     """
@@ -57,6 +60,7 @@ class Fleet(Columns):
     attention: Floats
     max_batch: Floats
     longest_s: Floats
+    wait_s: Floats
     max_seqs: Ints
     kv: Floats
     block: Ints
@@ -177,6 +181,7 @@ def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest
     longest_s = longest_steps * latency.decode_seconds(1, 0)
     fit = max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
     max_batch = min(max_batch_tokens, max(LEAST_BATCH, fit))
+    whole = min(max_batch_tokens, latency.tokens_within(Former().within(latency, WHOLE), seqs=1))
     return (
         k_token,
         tuple(piece.base * stretch for piece in pieces),
@@ -186,6 +191,7 @@ def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest
         latency.k_attn * stretch / max(k_token),
         max_batch,
         stretch * latency.seconds(Batch(max_batch, seqs=1)),
+        stretch * latency.seconds(Batch(max(max_batch, whole), seqs=1)),
     )
 
 
@@ -309,9 +315,7 @@ def head_start_s(
     of which ``share`` is planned for, and the second token waits for its end.
     """
     step_s = batch_s(fleet, lane, load.decoders[lane] + 1, load.extra_s[lane])
-    busy_s = (
-        fleet.longest_s[lane] if may_take(fleet, lane, elastic) or load.seqs[lane] > load.decoders[lane] else step_s
-    )
+    busy_s = fleet.wait_s[lane] if may_take(fleet, lane, elastic) or load.seqs[lane] > load.decoders[lane] else step_s
     pull_s = max(0.0, load.link_s[lane] - ends_s) + fleet.pull_s[lane] * tokens
     return max(0.0, hop_s + pull_s + share * busy_s + step_s - tpot_s)
 

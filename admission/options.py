@@ -46,7 +46,7 @@ class PlannerOptions:
     hand_off: float = 0.15
     spoil_s: float = 0.7
     stray: float = 0.05
-    head_start: float = 0.3
+    head_start: float = 0.2
     draft_trust: float = 0.6
     offline_lag_s: float = 60.0
     later_round: float = 0.5
