@@ -46,10 +46,10 @@ class Fleet(Columns):
     """By lane. Coefficients in stretched seconds, ``k_token`` and ``base`` by roofline piece (there are
     ``pieces``); ``kv`` in tokens.
 
-    ``max_batch`` and ``longest_s`` are of the largest batch that is counted on, ``wait_s`` is the longest that the
-    engine may be in. ``step_s`` is the measured pace of a
-    decoder, ``made`` how many tokens of an iteration are counted on, and ``pull_s`` the time to pull a token's KV. The
-    present iteration ends in ``ready_s``; where that is unknown, one was seen to end ``since_s`` ago (negative: never).
+    ``max_batch`` and ``longest_s`` are of the largest batch that is counted on, ``wait_s`` is the longest that an
+    engine makes. ``step_s`` is the measured pace of a decoder, ``made`` how many tokens of an iteration are counted on,
+    and ``pull_s`` the time to pull a token's KV. The present iteration ends in ``ready_s``; where that is unknown, one
+    was seen to end ``since_s`` ago (negative: never).
     """
 
     k_token: Floats
@@ -137,8 +137,8 @@ def fleet_of(
 ) -> Fleet:
     """Columns of workers, in the order given; every cost is multiplied by ``stretch``.
 
-    Workers keep their batches within ``longest_steps`` steps of a single token if that leaves room for
-    :data:`LEAST_BATCH` tokens.
+    Batches of ``longest_steps`` steps of a single token are counted on, or of :data:`LEAST_BATCH` tokens if those last
+    longer.
     """
     kinds: dict[str, int] = {}
     rows = []

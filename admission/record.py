@@ -179,17 +179,25 @@ def read_log(path: Path) -> Iterator[tuple[PlanEntry, ClusterState]]:
 def replay(path: Path, plan: Callable[[ClusterState, float], Plan] | None = None) -> Iterator[Difference]:
     """Plan again what a log says, and yield every decision that differs; none may.
 
-    ``plan`` defaults to the policy that the log names, with the options that it had.
+    ``plan`` defaults to the policy that the log names, with the options that it had. Raises CodecError if this version
+    has no such policy or option.
     """
     policies: dict[str, Policy] = {}
     for entry, state in read_log(path):
         name = f"{entry.policy} {sorted(entry.options.items())}"
         if plan is None and name not in policies:
-            policies[name] = POLICIES[entry.policy](PlannerOptions(**entry.options))
+            policies[name] = _policy(path, entry)
         again = (plan or policies[name].plan)(state, entry.now_s)
         kinds = ((entry.dispatch, again.dispatch), (entry.defer, again.defer), (entry.reject, again.reject))
         for logged, replayed in kinds:
             yield from _differences(entry.cycle, {one.request: one.decision for one in logged}, replayed)
+
+
+def _policy(path: Path, entry: PlanEntry) -> Policy:
+    try:
+        return POLICIES[entry.policy](PlannerOptions(**entry.options))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CodecError(f"{path}: another version planned this, with what this one does not have: {error}") from error
 
 
 def _differences(cycle: int, logged: Mapping[str, Decision], replayed: Mapping[str, Decision]) -> Iterator[Difference]:

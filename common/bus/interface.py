@@ -80,11 +80,11 @@ class News(NamedTuple):
 
 
 class Wake(NamedTuple):
-    """What a worker reads: control messages, and the stages that have work for it."""
+    """What a worker reads: control messages, and the stages that have work for it, in the order of :class:`Stage`."""
 
     cursor: Cursor
     controls: Sequence[Control]
-    stages: frozenset[Stage]
+    stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,8 +252,8 @@ class MemoryBus(MemoryStore):
         number = number_of(after)
         self._controls[worker].forget(number)
 
-        def stages() -> frozenset[Stage]:
-            return frozenset(stage for stage in Stage if self._work[stage, worker])
+        def stages() -> tuple[Stage, ...]:
+            return tuple(stage for stage in Stage if self._work[stage, worker])
 
         def ready() -> bool:
             return self._controls[worker].last > number or bool(stages())

@@ -72,7 +72,7 @@ class RedisWorker(RedisClient):
         streams = {control: after} | {stream: self._taken.get(stream, START) for stream in work}
         found = await self._follow(streams, block_s, READ_COUNT, forget=control)
         entries = found.get(control, [])
-        stages = frozenset(stage for stream, stage in work.items() if found.get(stream))
+        stages = tuple(stage for stream, stage in work.items() if found.get(stream))
         return Wake(entries[-1][0] if entries else after, controls_from(entries), stages)
 
 

@@ -112,3 +112,15 @@ def test_another_file_is_not_taken_for_a_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"\x05\x00\x00\x00hello")
     with pytest.raises(CodecError):
         list(read_log(tmp_path / "log"))
+
+
+def test_a_log_of_options_that_are_no_more_is_refused_by_name(tmp_path: Path) -> None:
+    a_plan(tmp_path / "log")
+    data = (tmp_path / "log").read_bytes()
+    version, tag, body = msgpack.unpackb(data[4:])
+    options = [field.name for field in fields(PlanEntry)].index("options")
+    body[options]["longest_batch_s"] = 0.15
+    old = msgpack.packb([version, tag, body])
+    (tmp_path / "log").write_bytes(len(old).to_bytes(4, "little") + old)
+    with pytest.raises(CodecError, match=r"another version .*longest_batch_s"):
+        list(replay(tmp_path / "log"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,24 @@ async def test_a_request_placed_on_one_worker_stays_there() -> None:
     record = await bench.bus.record(work.request.id)
     assert record is not None
     assert "decode_taken_s" not in record.notes
+    await bench.close()
+
+
+async def test_a_worker_asks_only_for_stages_that_have_work() -> None:
+    bench = Bench()
+    asked: list[Stage] = []
+    take = bench.bus.take
+
+    async def noted(stage: Stage, worker: str, count: int) -> Sequence[Work]:
+        asked.append(stage)
+        return await take(stage, worker, count)
+
+    bench.bus.take = noted  # type: ignore[method-assign]
+    await bench.start(Stage.PREFILL)
+    name = bench.hosts[Stage.PREFILL].id
+    for _ in range(3):
+        await bench.ended((await bench.dispatch(name, name)).request.id)
+    assert asked == [Stage.PREFILL] * 3
     await bench.close()
 
 

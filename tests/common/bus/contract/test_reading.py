@@ -91,21 +91,21 @@ async def test_news_wakes_the_planner(bus: Bus) -> None:
 async def test_a_quiet_time_is_an_empty_answer(bus: Bus) -> None:
     cursor, *_ = await bus.progress(START, 0)
     assert (await bus.progress(cursor, 0.01))[1] == []
-    assert (await bus.wait("p", START, 0.01)) == Wake(START, [], frozenset())
+    assert (await bus.wait("p", START, 0.01)) == Wake(START, [], ())
 
 
 async def test_work_wakes_its_worker_and_is_not_taken_by_that(bus: Bus) -> None:
     claim, token = await claimed(bus)
     woken = await while_reading(bus.wait("p", START, LONG_S), bus.dispatch(claim, work_of(claim), token))
     assert woken.controls == []
-    assert woken.stages == {Stage.PREFILL}
+    assert woken.stages == (Stage.PREFILL,)
     assert await bus.take(Stage.PREFILL, "p", 5) == [work_of(claim)]
 
 
 async def test_a_hand_off_wakes_the_decode_worker(bus: Bus) -> None:
     work, _ = await dispatched(bus)
     woken = await while_reading(bus.wait("d", START, LONG_S), bus.hand_off("p", handing_off(work)))
-    assert woken.stages == {Stage.DECODE}
+    assert woken.stages == (Stage.DECODE,)
     assert await bus.take(Stage.DECODE, "d", 5) == [handing_off(work)]
 
 
@@ -115,7 +115,7 @@ async def test_work_that_is_there_does_not_let_a_worker_wait(bus: Bus) -> None:
         await bus.dispatch(claim, work_of(claim), token)
     await bus.take(Stage.PREFILL, "p", 1)
     async with asyncio.timeout(5):
-        assert await bus.wait("p", START, LONG_S) == Wake(START, [], frozenset({Stage.PREFILL}))
+        assert await bus.wait("p", START, LONG_S) == Wake(START, [], (Stage.PREFILL,))
 
 
 async def test_a_worker_that_took_its_work_waits(bus: Bus) -> None:
@@ -131,7 +131,7 @@ async def test_a_cancel_wakes_its_worker_and_is_read_once(bus: Bus) -> None:
     work, _ = await dispatched(bus)
     cursor, controls, _ = await while_reading(bus.wait("p", START, LONG_S), bus.end(work.request.id, CANCELLED))
     assert controls == [Cancel(work.request.id, 1, "client_gone")]
-    assert await bus.wait("p", cursor, 0) == Wake(cursor, [], frozenset())
+    assert await bus.wait("p", cursor, 0) == Wake(cursor, [], ())
 
 
 async def test_a_cancelled_caller_ends_wherever_it_is(bus: Bus) -> None:
