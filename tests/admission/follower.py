@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from admission.memory import Survival
 from admission.plan import ClusterState, Held, Plan, Policy, Running, Worker
 from admission.table import RunningTable
+from common.batching import Former
+from common.batching_table import WHOLE
 from common.latency_model import Batch
 from common.messages import Decision, Stage, Verdict
 
 HOP_S = 0.002
 SHARE = 0.05
-LONGEST_S = 0.15
 
 
 @dataclass
@@ -65,6 +66,11 @@ class Engine:
     busy_until_s: float = 0.0
     running: bool = False
 
+    @property
+    def longest_s(self) -> float:
+        """No batch lasts longer in the product, whose own former cuts most of them shorter."""
+        return Former().within(self.worker.latency, WHOLE)
+
     def kv_tokens(self) -> int:
         block = self.worker.block_size
         return sum(math.ceil(job.computed / block) * block for job in self.jobs)
@@ -79,7 +85,7 @@ class Engine:
         taken = [(job, 1) for job in decodes]
         seconds = self._seconds(taken)
         slack_s = min((job.due_s() - HOP_S - now_s for job in decodes), default=math.inf)
-        room_s = max(seconds, min(slack_s, LONGEST_S))
+        room_s = max(seconds, min(slack_s, self.longest_s))
         left = limit - len(taken)
         kept = int(SHARE * left) if prompts and any(job.todo for job in loose) else 0
         for job in [*prompts, *(job for job in loose if not job.todo), *(job for job in loose if job.todo)]:
@@ -209,7 +215,7 @@ class Follower:
             return 0.0
         step_s = target.decode_s(job.context)
         decodes_only = not self.elastic and target.worker.prefers is Stage.DECODE
-        wait_s = step_s if decodes_only and all(one.promised for one in target.jobs) else LONGEST_S
+        wait_s = step_s if decodes_only and all(one.promised for one in target.jobs) else target.longest_s
         return max(0.0, HOP_S + wait_s + step_s - job.held.objective.tpot_s)
 
     def _start_batch(self, engine: Engine, now_s: float) -> None:
