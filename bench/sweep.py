@@ -2,20 +2,24 @@
 
 A study is one scenario under one arrival process on one preset with all systems: ``python -m bench.capacity`` with
 ``--out`` in a process of its own. Files that are there and that the same code made are kept, so a sweep may be stopped
-and started again. The last line is one JSON object.
+(its studies end with it) and started again. The last line is one JSON object.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,19 +69,46 @@ class Task:
     path: Path
     arguments: tuple[str, ...]
 
-    def run(self) -> float:
+    def run(self, studies: "Studies") -> float:
         """Run it; returns the seconds it took. Raises RuntimeError with the end of what it said."""
         started_s = time.monotonic()
-        command = [sys.executable, "-m", "bench.capacity", *self.arguments, "--json"]
-        one_core = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         with tempfile.TemporaryFile() as said:
-            done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | one_core, stdout=subprocess.DEVNULL, stderr=said, check=False
-            )
-            if done.returncode:
+            if studies.run([sys.executable, "-m", "bench.capacity", *self.arguments, "--json"], said):
                 said.seek(0)
                 raise RuntimeError(f"{self.name}: {said.read().decode(errors='replace')[-2000:]}")
         return time.monotonic() - started_s
+
+
+@dataclass
+class Studies:
+    """Processes that run, each the first of a group with those that it starts; they end together."""
+
+    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    stopped: bool = False
+    lock: Lock = field(default_factory=Lock)
+
+    def run(self, command: Sequence[str], said: IO[bytes]) -> int:
+        """Run to the end, errors into ``said``; returns the exit status."""
+        one_core = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+        with self.lock:
+            if self.stopped:
+                return 1
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | one_core, stdout=subprocess.DEVNULL, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
+            self.running.add(process)
+        status = process.wait()
+        self.running.discard(process)
+        return status
+
+    def stop(self) -> None:
+        """End them all; no other starts."""
+        with self.lock:
+            self.stopped = True
+            for process in list(self.running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"python -m bench.capacity {' '.join(task.arguments)}")
         return 0
     started_s = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     failed = run(todo, args.jobs)
     for reason in failed:
         print(reason, file=sys.stderr)
@@ -154,17 +186,20 @@ def run(todo: Sequence[Task], jobs: int) -> list[str]:
         TextColumn("studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[last]}"),
     )  # fmt: skip
-    failed = []
+    failed, studies = [], Studies()
     with ThreadPoolExecutor(jobs) as pool, Progress(*columns, console=Console(file=sys.stderr)) as progress:
         shown = progress.add_task("studies", total=len(todo), last="")
-        running = {pool.submit(task.run): task for task in todo}
-        for done in as_completed(running):
-            try:
-                last = f"{running[done].name}: {done.result():.0f} s"
-            except RuntimeError as error:
-                failed.append(str(error))
-                last = f"{running[done].name} failed"
-            progress.update(shown, advance=1, last=last)
+        running = {pool.submit(task.run, studies): task for task in todo}
+        try:
+            for done in as_completed(running):
+                try:
+                    last = f"{running[done].name}: {done.result():.0f} s"
+                except RuntimeError as error:
+                    failed.append(str(error))
+                    last = f"{running[done].name} failed"
+                progress.update(shown, advance=1, last=last)
+        finally:
+            studies.stop()
     return failed
 
 

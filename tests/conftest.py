@@ -1,9 +1,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from common.redis_server import RedisServer
 from tests.redis_servers import flush, redis_binary, started
+
+settings.register_profile("any machine", deadline=None)  # machines stand still at times, and compile at first
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

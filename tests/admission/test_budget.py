@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from admission.budget import Demand, budget_tokens
@@ -65,7 +65,6 @@ def line_of(first: list[Demand], second: list[Demand], times: list[int]) -> Any:
 
 
 @given(st.lists(demand, max_size=12), st.lists(demand, max_size=6), st.lists(time_us, min_size=1, max_size=12))
-@settings(deadline=None)
 def test_the_compiled_budgets_are_the_best_of_the_defined_ones_so_far(
     first: list[Demand], second: list[Demand], times: list[int]
 ) -> None:
@@ -77,7 +76,6 @@ def test_the_compiled_budgets_are_the_best_of_the_defined_ones_so_far(
 
 
 @given(st.lists(demand, max_size=8), st.integers(0, SECOND), st.lists(time_us, min_size=1, max_size=12))
-@settings(deadline=None)
 def test_a_decoder_that_is_added_counts_as_one_that_was_there(
     demands: list[Demand], due: int, times: list[int]
 ) -> None:
@@ -90,7 +88,6 @@ def test_a_decoder_that_is_added_counts_as_one_that_was_there(
 
 
 @given(st.lists(demand, max_size=8), st.floats(1, 5000), st.lists(time_us, min_size=2, max_size=12), st.data())
-@settings(deadline=None)
 def test_what_is_said_to_stay_in_time_does(demands: list[Demand], work: float, times: list[int], data: Any) -> None:
     times = sorted(set(times))
     fleet, line = line_of(demands, [], times)

@@ -28,7 +28,7 @@ class Watched(Follower):
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)), st.integers(1, 3), st.sampled_from([5.0, 20.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_engine_idles_while_work_waits_and_nothing_is_computed_twice(
     seed: int, name: str, workers: int, rate: float
 ) -> None:

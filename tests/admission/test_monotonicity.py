@@ -88,7 +88,7 @@ seeds, picks, factors = st.integers(0, 10**6), st.integers(0, 11), st.sampled_fr
 
 @pytest.mark.parametrize("change", CHANGES)
 @given(seed=seeds, workers=st.integers(1, 4), which=picks, by=factors)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_easier_task_costs_a_whole_plan_one_request_at_most(
     change: Change, seed: int, workers: int, which: int, by: float
 ) -> None:
@@ -98,7 +98,7 @@ def test_an_easier_task_costs_a_whole_plan_one_request_at_most(
 
 
 @given(seed=seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_on_one_worker_the_program_promises_no_less_than_greed(seed: int) -> None:
     state = cluster(seed, 1)
     assert promised_value(state) >= promised_value(state, Ours(PlannerOptions(select="greedy")))

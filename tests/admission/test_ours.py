@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from admission.memory import SurvivalLearner
@@ -308,7 +308,6 @@ def test_more_fits_when_outputs_are_known_to_be_short() -> None:
     ),
     st.integers(0, 6),
 )
-@settings(deadline=None)
 def test_every_request_is_in_at_most_one_list_and_the_input_is_left_alone(
     shapes: list[tuple[int, float, Overload]], backlog: int
 ) -> None:

@@ -60,7 +60,7 @@ def drawn(seed: int) -> Situation:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
     outcomes = []
     for as_source in (False, True):
@@ -79,7 +79,7 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_requests_compete_for_is_what_the_source_says(seed: int) -> None:
     at = drawn(seed)
     hopeful = np.flatnonzero(at.zero_load_s <= at.queue["due_s"])
@@ -94,7 +94,7 @@ def test_what_requests_compete_for_is_what_the_source_says(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_promises_are_in_time_and_kv_and_sequences_fit(seed: int) -> None:
     at = drawn(seed)
     before = at.load["kv"].max(axis=1).copy()
@@ -109,7 +109,7 @@ def test_promises_are_in_time_and_kv_and_sequences_fit(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_worker_idles_while_best_effort_that_fits_waits(seed: int) -> None:
     at = drawn(seed)
     count = len(at.queue["due_s"])

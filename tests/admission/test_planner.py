@@ -54,7 +54,7 @@ def test_kv_is_a_bound_of_its_own() -> None:
 
 
 @given(draws)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_compiled_program_finds_the_optimum(draw: Draw) -> None:
     some, budget = draw[0], budget_of(draw)
     chosen = compiled(draw)
@@ -109,7 +109,7 @@ def test_a_faster_engine_never_costs_value(draw: Draw, faster: float) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_many_requests_are_selected_feasibly_and_no_worse_than_greedily(seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(100, 600))

@@ -61,7 +61,7 @@ def workload(rng: random.Random, count: int, model: LatencyModel, rate: float) -
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)), st.sampled_from([1.0, 5.0, 20.0]))
 @example(691420, "small", 20.0)  # broken if a hand-off waits for no longer a batch than is counted on
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_promise_is_broken_and_everything_ends(seed: int, name: str, rate: float) -> None:
     rng = random.Random(seed)
     workers, jobs = fleet(rng, MODELS[name]), workload(rng, 40, MODELS[name], rate)
@@ -74,7 +74,7 @@ def test_no_promise_is_broken_and_everything_ends(seed: int, name: str, rate: fl
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_promise_is_broken_where_roles_are_kept(seed: int, name: str) -> None:
     rng = random.Random(seed)
     workers, jobs = fleet(rng, MODELS[name]), workload(rng, 40, MODELS[name], 10.0)
@@ -84,7 +84,7 @@ def test_no_promise_is_broken_where_roles_are_kept(seed: int, name: str) -> None
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_best_effort_is_served_while_promises_keep_all_workers_busy(seed: int) -> None:
     rng = random.Random(seed)
     jobs = workload(rng, 60, MODELS["small"], 30.0)

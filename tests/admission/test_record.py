@@ -31,7 +31,7 @@ def a_plan(path: Path, max_bytes: int = 1 << 20, count: int = 1) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_replay_decides_as_the_log_says(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     learner = SurvivalLearner(refresh=1)

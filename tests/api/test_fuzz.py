@@ -91,7 +91,7 @@ def fuzzed(context: Context) -> Iterator[Fuzzed]:
 
 
 @given(sent=st.one_of(bodies(), st.tuples(st.sampled_from(sorted(ROUTES)), st.binary(max_size=40))))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_body_causes_a_fault_of_the_server(fuzzed: Fuzzed, sent: tuple[str, bytes]) -> None:
     path, content = sent
     response = fuzzed.post(path, content)

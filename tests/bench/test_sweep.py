@@ -1,10 +1,17 @@
+import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bench.results import raw
 from bench.sweep import main
+from tests.common.engine.support import until
 
 QUICK = (
     "--parts opt-poisson --scenarios coder --systems vllm,bound --seconds 5 --tune-seconds 2 --seeds 1 --workers 1 "
@@ -31,6 +38,27 @@ def test_a_study_is_run_once_for_the_same_code(
     again = run(capsys, *folder)
     assert (again["studies"], again["kept"]) == (0, 1)
     assert run(capsys, *folder, "--force")["studies"] == 1
+
+
+@pytest.mark.process
+async def test_its_studies_end_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.sweep", *QUICK, "--seconds", "3000", "--folder", str(tmp_path)]
+    sweep = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
+    await until(lambda: bool(studies_in(tmp_path)))
+    sweep.terminate()
+    assert await sweep.wait() == 128 + signal.SIGTERM
+    await until(lambda: not studies_in(tmp_path))
+
+
+def studies_in(folder: Path) -> list[int]:
+    """Processes of `bench.capacity`, its pool included, that write there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"bench.capacity" in words and any(os.fsencode(folder) in word for word in words):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_what_would_be_run_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

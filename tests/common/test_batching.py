@@ -99,13 +99,13 @@ def test_a_pull_that_is_late_asks_for_batches_of_its_tpot_and_one_with_time_for_
 
 
 @given(states())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_compiled_policy_and_the_readable_one_agree(state: BatchState) -> None:
     assert form_batch(state, NOW_S) == form_batch_reference(state, NOW_S)
 
 
 @given(states())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_limits_hold_and_work_is_conserved(state: BatchState) -> None:
     batch = form_batch(state, NOW_S)
     rows = {row.id: row for row in state.columns.rows()}
@@ -131,7 +131,7 @@ def need(state: BatchState, row: Candidate, tokens: int) -> int:
 
 
 @given(states(), st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_only_best_effort_and_later_arrivals_are_preempted(state: BatchState, seed: int) -> None:
     batch = form_batch(state, NOW_S)
     rows = {row.id: row for row in state.columns.rows()}
@@ -155,7 +155,7 @@ def test_decodes_that_all_need_a_block_when_none_is_free_do_not_wait_for_each_ot
 
 
 @given(states())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_promised_decode_that_could_not_wait_takes_part(state: BatchState) -> None:
     state = replace(state, free_blocks=10_000, max_tokens=2048)
     batch = form_batch(state, NOW_S)
@@ -165,7 +165,7 @@ def test_a_promised_decode_that_could_not_wait_takes_part(state: BatchState) -> 
 
 
 @given(states(), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_where_all_decode_and_there_is_room_all_take_part(state: BatchState, promised: bool) -> None:
     """What the engine relies on where it leaves the batch former out."""
     rows = [

@@ -86,7 +86,7 @@ def test_all_messages_are_covered() -> None:
 
 @pytest.mark.parametrize("cls", MESSAGES)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_is_decoded_is_what_was_encoded(cls: type, data: st.DataObject) -> None:
     value = data.draw(values_of(cls))
     assert decode(encode(value), cls) == value
@@ -96,14 +96,14 @@ def test_what_is_decoded_is_what_was_encoded(cls: type, data: st.DataObject) -> 
 @given(st.binary(max_size=200))
 @example(b"")
 @example(msgpack.packb([SCHEMA_VERSION, ["Frame"], []]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_bytes_are_a_codec_error(data: bytes) -> None:
     with pytest.raises(CodecError):
         decode_any(data)
 
 
 @given(anything)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_structures_are_a_codec_error_or_fit(value: Any) -> None:
     for cls in MESSAGES:
         with contextlib.suppress(CodecError):
@@ -111,7 +111,7 @@ def test_random_structures_are_a_codec_error_or_fit(value: Any) -> None:
 
 
 @given(any_message, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_message_is_read_or_a_codec_error(value: Any, data: st.DataObject) -> None:
     blob = bytearray(encode(value))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -122,7 +122,7 @@ def test_a_damaged_message_is_read_or_a_codec_error(value: Any, data: st.DataObj
 
 
 @given(any_message, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_field_of_another_type_is_a_codec_error_or_fits(value: Any, data: st.DataObject) -> None:
     version, tag, body = msgpack.unpackb(encode(value))
     body[data.draw(st.integers(0, len(body) - 1))] = data.draw(anything)

@@ -86,7 +86,7 @@ priors = st.builds(
 
 
 @given(st.lists(step, max_size=10), priors)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_was_measured_the_model_is_valid_and_never_worse_than_the_prior(
     samples: list[StepSample], prior: LatencyModel
 ) -> None:

@@ -20,7 +20,8 @@ def test_it_answers_when_it_has_started_and_is_gone_afterwards(tmp_path: Path) -
 def test_it_is_durable_and_never_evicts(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server, client(server) as connection:
         wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
-        assert connection.config_get(*wanted) == wanted
+        for name, value in wanted.items():  # several names in one call are for Redis 7 and later
+            assert connection.config_get(name) == {name: value}
         assert connection.config_get("bind") == {"bind": "127.0.0.1"}
 
 

@@ -96,7 +96,7 @@ tiers_of = st.lists(st.tuples(st.floats(0.02, 0.98), st.integers(1, 40)), min_si
 
 
 @given(tiers_of, models, st.one_of(st.just(inf), st.floats(0.001, 0.1)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_other_lengths_decode_faster(tiers: list[tuple[float, int]], latency: LatencyModel, budget_s: float) -> None:
     named = {f"t{number}": make_tier(*tier) for number, tier in enumerate(tiers)}
     found = tuple(lengths(named, latency, budget_s=budget_s, most=5).values())
@@ -122,7 +122,7 @@ def test_no_other_lengths_decode_faster(tiers: list[tuple[float, int]], latency:
     st.one_of(st.just(inf), st.floats(0.001, 0.1)),
     st.lists(st.floats(0.3, 3.0), min_size=1, max_size=11),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_compiled_choice_and_the_readable_one_agree(
     tiers: list[tuple[float, int]], latency: LatencyModel, budget_s: float, factors: list[float]
 ) -> None:

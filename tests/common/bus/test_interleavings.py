@@ -26,13 +26,13 @@ def server(request: pytest.FixtureRequest) -> RedisServer:
 
 
 @given(ops)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_happens_nothing_is_lost_or_ends_twice(events: list[Op]) -> None:
     asyncio.run(play(MemoryBus(), events))
 
 
 @given(events=ops)
-@settings(max_examples=20, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=20, suppress_health_check=SHARED)
 def test_redis_does_what_the_memory_does(server: RedisServer, events: list[Op]) -> None:
     flush(server.url)
 
@@ -44,13 +44,13 @@ def test_redis_does_what_the_memory_does(server: RedisServer, events: list[Op]) 
 
 
 @given(deliveries)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_frames_in_any_order_give_a_prefix_of_the_text(parts: list[tuple[int, int]]) -> None:
     asyncio.run(deliver(MemoryBus(), parts))
 
 
 @given(parts=deliveries)
-@settings(max_examples=20, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=20, suppress_health_check=SHARED)
 def test_frames_in_any_order_give_a_prefix_of_the_text_in_redis(
     server: RedisServer, parts: list[tuple[int, int]]
 ) -> None:

@@ -200,7 +200,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("policy", ["slo", "stock"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(script=steps)
 def test_blocks_are_never_over_the_limit_and_every_job_left_alone_finishes(
     policy: str, script: list[tuple[str, int, int]]
