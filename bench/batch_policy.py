@@ -20,6 +20,7 @@ import numpy as np
 from bench.engine_runs import SWITCHED, Answer, ask, greedy, random_model, random_prompt, running_engine, say, switch
 from common.engine.interface import Job
 from common.engine.vllm import VllmEngine
+from common.latency_model import LatencyModel
 from common.slo import Objective
 
 TIGHT, LOOSE = 6, 8
@@ -28,6 +29,8 @@ PROMPT_TOKENS = 2048
 STATIC = (2048, 256, 128, 96, 64)
 QUICK_STATIC = (2048, 256, 64)
 WARM_S = 2.0
+PROMPTS, LEAST_S = 8, 14.0
+"""A run is long enough for so many prompts to come: on a slow machine few do, and their TTFT would be chance."""
 MOST_MISSED = 0.01
 
 
@@ -76,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="model folder; default: a random one of --parameters, made if missing")
     parser.add_argument("--parameters", default="25M")
-    parser.add_argument("--duration", type=float, default=14.0, help="seconds of each policy and seed (default 14)")
+    parser.add_argument(
+        "--duration",
+        type=float,
+        help=f"seconds of each policy and seed (default: in which {PROMPTS} prompts come, {LEAST_S:g} at least)",
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--load", type=float, default=0.5, help="share of the prefill capacity that prompts ask for")
     parser.add_argument("--quick", action="store_true", help="short and of few chunks: whether it runs, not how well")
@@ -96,8 +103,9 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     policies = ["slo", *(f"stock:{chunk}" for chunk in (QUICK_STATIC if arguments.quick else STATIC))]
     seen: dict[str, list[Run]] = {name: [] for name in policies}
     async with running_engine(SWITCHED, **options) as (engine, _):
-        scene = scene_of(engine, arguments)
-        say(f"TPOT {scene.tight_s * 1e3:.0f} and {scene.loose_s * 1e3:.0f} ms, {scene.prompt_rate:.2f} prompts/s")
+        scene = scene_of(engine.latency, arguments.load, arguments.duration)
+        tpots = f"TPOT {scene.tight_s * 1e3:.0f} and {scene.loose_s * 1e3:.0f} ms"
+        say(f"{tpots}, {scene.prompt_rate:.2f} prompts/s for {scene.duration_s:.0f} s")
         for seed in range(1, arguments.seeds + 1):
             for policy in policies if seed % 2 else policies[::-1]:  # a machine's speed drifts
                 await switch(engine, policy)
@@ -108,13 +116,15 @@ async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     return {**report(results), "scene": as_json(scene), "policy_errors": errors}
 
 
-def scene_of(engine: VllmEngine, arguments: argparse.Namespace) -> Scene:
-    decode_s = engine.latency.decode_seconds(TIGHT + LOOSE, (TIGHT + LOOSE) * (DECODE_PROMPT + 50))
+def scene_of(latency: LatencyModel, load: float, duration_s: float | None = None) -> Scene:
+    """What an engine of that speed is asked for, prompts at ``load`` of what the tight decodes leave of it."""
+    decode_s = latency.decode_seconds(TIGHT + LOOSE, (TIGHT + LOOSE) * (DECODE_PROMPT + 50))
     tight_s = 3 * decode_s
-    short_s = engine.latency.prefill_seconds(DECODE_PROMPT, 256)
-    prompt_s = engine.latency.prefill_seconds(PROMPT_TOKENS, 256)
-    rate = arguments.load * (1 - decode_s / tight_s) / prompt_s
-    return Scene(tight_s, 4 * tight_s, 3 * short_s, 5 * short_s, 5 * prompt_s, rate, arguments.duration)
+    short_s = latency.prefill_seconds(DECODE_PROMPT, 256)
+    prompt_s = latency.prefill_seconds(PROMPT_TOKENS, 256)
+    rate = load * (1 - decode_s / tight_s) / prompt_s
+    lasts_s = max(LEAST_S, PROMPTS / rate) if duration_s is None else duration_s
+    return Scene(tight_s, 4 * tight_s, 3 * short_s, 5 * short_s, 5 * prompt_s, rate, lasts_s)
 
 
 async def play(engine: VllmEngine, scene: Scene, seed: int, policy: str) -> Run:
