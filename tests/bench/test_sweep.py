@@ -44,10 +44,16 @@ def test_a_study_is_run_once_for_the_same_code(
 async def test_its_studies_end_with_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.sweep", *QUICK, "--seconds", "3000", "--folder", str(tmp_path)]
     sweep = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
-    await until(lambda: bool(studies_in(tmp_path)))
-    sweep.terminate()
-    assert await sweep.wait() == 128 + signal.SIGTERM
-    await until(lambda: not studies_in(tmp_path))
+    try:
+        await until(lambda: bool(studies_in(tmp_path)))
+        sweep.terminate()
+        assert await sweep.wait() == 128 + signal.SIGTERM
+        await until(lambda: not studies_in(tmp_path))
+    finally:
+        for pid in studies_in(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            sweep.kill()
 
 
 def studies_in(folder: Path) -> list[int]:
