@@ -171,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"python -m bench.capacity {' '.join(task.arguments)}")
         return 0
     started_s = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     failed = run(todo, args.jobs)
     for reason in failed:
         print(reason, file=sys.stderr)

@@ -41,13 +41,14 @@ def test_a_study_is_run_once_for_the_same_code(
 
 
 @pytest.mark.process
-async def test_its_studies_end_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_its_studies_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bench.sweep", *QUICK, "--seconds", "3000", "--folder", str(tmp_path)]
     sweep = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     try:
-        await until(lambda: bool(studies_in(tmp_path)))
-        sweep.terminate()
-        assert await sweep.wait() == 128 + signal.SIGTERM
+        await until(lambda: bool(studies_in(tmp_path)), seconds=60)
+        sweep.send_signal(number)
+        assert await sweep.wait() in (128 + number, -number)
         await until(lambda: not studies_in(tmp_path))
     finally:
         for pid in studies_in(tmp_path):
