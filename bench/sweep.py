@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -81,11 +81,17 @@ class Task:
 
 @dataclass
 class Studies:
-    """Processes that run, each the first of a group with those that it starts; they end together."""
+    """Processes that run, each the first of a group with those that it starts; a context at whose end they end."""
 
     running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopped: bool = False
     lock: Lock = field(default_factory=Lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def run(self, command: Sequence[str], said: IO[bytes]) -> int:
         """Run to the end, errors into ``said``; returns the exit status."""
@@ -188,20 +194,22 @@ def run(todo: Sequence[Task], jobs: int) -> list[str]:
         TextColumn("studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[last]}"),
     )  # fmt: skip
-    failed, studies = [], Studies()
-    with ThreadPoolExecutor(jobs) as pool, Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    failed = []
+    # The studies end before their threads are waited for, whenever a signal comes.
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        Studies() as studies,
+        Progress(*columns, console=Console(file=sys.stderr)) as progress,
+    ):
         shown = progress.add_task("studies", total=len(todo), last="")
         running = {pool.submit(task.run, studies): task for task in todo}
-        try:
-            for done in as_completed(running):
-                try:
-                    last = f"{running[done].name}: {done.result():.0f} s"
-                except RuntimeError as error:
-                    failed.append(str(error))
-                    last = f"{running[done].name} failed"
-                progress.update(shown, advance=1, last=last)
-        finally:
-            studies.stop()
+        for done in as_completed(running):
+            try:
+                last = f"{running[done].name}: {done.result():.0f} s"
+            except RuntimeError as error:
+                failed.append(str(error))
+                last = f"{running[done].name} failed"
+            progress.update(shown, advance=1, last=last)
     return failed
 
 

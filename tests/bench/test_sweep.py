@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench import sweep
 from bench.results import raw
 from bench.sweep import main
 from tests.common.engine.support import until
@@ -44,17 +48,37 @@ def test_a_study_is_run_once_for_the_same_code(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 async def test_its_studies_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bench.sweep", *QUICK, "--seconds", "3000", "--folder", str(tmp_path)]
-    sweep = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     try:
         await until(lambda: bool(studies_in(tmp_path)), seconds=60)
-        sweep.send_signal(number)
-        assert await sweep.wait() in (128 + number, -number)
+        process.send_signal(number)
+        assert await process.wait() in (128 + number, -number)
         await until(lambda: not studies_in(tmp_path))
     finally:
-        for pid in studies_in(tmp_path):
-            os.kill(pid, signal.SIGKILL)
+        end_studies_in(tmp_path)
         with suppress(ProcessLookupError):
-            sweep.kill()
+            process.kill()
+
+
+@pytest.mark.process
+def test_they_end_too_if_a_signal_comes_while_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args: Any, **options: Any) -> Future[Any]:
+            super().submit(*args, **options)
+            while not studies_in(tmp_path):
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "ThreadPoolExecutor", Interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main([*QUICK, "--seconds", "3000", "--folder", str(tmp_path)])
+        given_up_s = time.monotonic() + 10
+        while studies_in(tmp_path) and time.monotonic() < given_up_s:
+            time.sleep(0.01)
+        assert not studies_in(tmp_path)
+    finally:
+        end_studies_in(tmp_path)
 
 
 def studies_in(folder: Path) -> list[int]:
@@ -66,6 +90,12 @@ def studies_in(folder: Path) -> list[int]:
             if b"bench.capacity" in words and any(os.fsencode(folder) in word for word in words):
                 found.append(int(path.parent.name))
     return found
+
+
+def end_studies_in(folder: Path) -> None:
+    for pid in studies_in(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_what_would_be_run_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
