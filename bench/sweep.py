@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ def run(todo: Sequence[Task], jobs: int) -> list[str]:
     ):
         shown = progress.add_task("studies", total=len(todo), last="")
         running = {pool.submit(task.run, studies): task for task in todo}
-        for done in as_completed(running):
+        for done in _as_they_end(running):
             try:
                 last = f"{running[done].name}: {done.result():.0f} s"
             except RuntimeError as error:
@@ -211,6 +211,14 @@ def run(todo: Sequence[Task], jobs: int) -> list[str]:
                 last = f"{running[done].name} failed"
             progress.update(shown, advance=1, last=last)
     return failed
+
+
+def _as_they_end(running: Iterable[Future[float]]) -> Iterator[Future[float]]:
+    """Like ``as_completed``, but wakes up now and then: Python can miss a signal that comes just before a wait."""
+    left = set(running)
+    while left:
+        ended, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+        yield from ended
 
 
 if __name__ == "__main__":
