@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_a_study_is_run_once_for_the_same_code(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 async def test_its_studies_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bench.sweep", *QUICK, "--seconds", "3000", "--folder", str(tmp_path)]
-    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # also where the tests themselves run under nohup
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL, preexec_fn=heard)
     try:
         await until(lambda: bool(studies_in(tmp_path)), seconds=60)
         process.send_signal(number)
