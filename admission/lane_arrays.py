@@ -7,20 +7,14 @@
 # mypy: disable-error-code="no-any-return"
 
 import math
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from admission.jit import compiled
-from admission.memory import HORIZONS, KV_LIMIT
-from admission.plan import Worker
-from common.batching import Former
-from common.batching_table import WHOLE
-from common.latency_model import Batch, LatencyModel
-from common.messages import Stage
+from admission.memory import HORIZONS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -109,12 +103,6 @@ class Load(Columns):
 PIECES = 4
 """Pieces of a roofline that a plan knows; of more, the last are left out."""
 
-NEWS_S = 0.01
-"""So long after its expected end an iteration counts as about to end: it may be late, and so may the news."""
-
-LEAST_BATCH = 32
-"""Tokens of a batch that an engine makes however long that takes."""
-
 _TYPES = {Floats: np.float64, Ints: np.int64, Bools: np.bool_}
 
 
@@ -126,73 +114,6 @@ def dtype_of(columns: type[Columns], shapes: Mapping[str, tuple[int, ...]] | Non
 
 FLEET = dtype_of(Fleet, {"k_token": (PIECES,), "base": (PIECES,)})
 LOAD = dtype_of(Load, {"kv": (len(HORIZONS),), "all_kv": (len(HORIZONS),)})
-
-
-def fleet_of(
-    workers: Iterable[Worker],
-    now_s: float,
-    stretch: float = 1.0,
-    longest_steps: float = math.inf,
-    draft_trust: float = 0.0,
-) -> Fleet:
-    """Columns of workers, in the order given; every cost is multiplied by ``stretch``.
-
-    Batches of ``longest_steps`` steps of a single token are counted on, or of :data:`LEAST_BATCH` tokens if those last
-    longer.
-    """
-    kinds: dict[str, int] = {}
-    rows = []
-    for worker in workers:
-        prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
-        rows.append(
-            (
-                *_costs(worker.latency, worker.max_batch_tokens, stretch, longest_steps),
-                worker.max_seqs,
-                KV_LIMIT * worker.total_blocks * worker.block_size,
-                worker.block_size,
-                prefills,
-                decodes,
-                prefills and worker.prefers is Stage.PREFILL,
-                decodes and worker.prefers is Stage.DECODE,
-                kinds.setdefault(worker.fingerprint, len(kinds)),
-                worker.step_s,
-                1 + draft_trust * (worker.draft_tokens - 1),
-                worker.pull_s,
-                max(0.0, worker.busy_until_s - now_s),
-                _since_s(worker, now_s),
-            )
-        )
-    return cast(Fleet, np.array(rows, dtype=FLEET))
-
-
-def _since_s(worker: Worker, now_s: float) -> float:
-    """How long ago an iteration ended that another may have followed; negative where it is not to be guessed."""
-    if now_s < worker.busy_until_s + NEWS_S:
-        return -1.0
-    ended_s = max(worker.stepped_s, worker.busy_until_s)
-    return now_s - ended_s if ended_s > 0 else -1.0
-
-
-@lru_cache(maxsize=1024)
-def _costs(latency: LatencyModel, max_batch_tokens: int, stretch: float, longest_steps: float) -> tuple[Any, ...]:
-    """The first columns of a lane, up to ``longest_steps``."""
-    pieces = [latency.pieces[min(j, len(latency.pieces) - 1)] for j in range(PIECES)]
-    k_token = tuple(piece.k_token * stretch for piece in pieces)
-    longest_s = longest_steps * latency.decode_seconds(1, 0)
-    fit = max_batch_tokens if math.isinf(longest_s) else latency.tokens_within(longest_s, seqs=1)
-    max_batch = min(max_batch_tokens, max(LEAST_BATCH, fit))
-    whole = min(max_batch_tokens, latency.tokens_within(Former().within(latency, WHOLE), seqs=1))
-    return (
-        k_token,
-        tuple(piece.base * stretch for piece in pieces),
-        min(PIECES, len(latency.pieces)),
-        latency.k_seq * stretch,
-        latency.k_kv * stretch,
-        latency.k_attn * stretch / max(k_token),
-        max_batch,
-        stretch * latency.seconds(Batch(max_batch, seqs=1)),
-        stretch * latency.seconds(Batch(max(max_batch, whole), seqs=1)),
-    )
 
 
 def empty_load(lanes: int) -> Load:

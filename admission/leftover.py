@@ -20,14 +20,17 @@ LOOSE_SEATS = 0.75
 
 @compiled
 def fill(
-    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, placed: Placed
+    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, shared: bool, placed: Placed
 ) -> None:  # fmt: skip
-    """Dispatch requests in this order while a worker has room; the rest stays as it was."""
+    """Dispatch requests in this order while a worker has room; the rest stays as it was.
+
+    If ``shared`` they have the guaranteed share of busy workers too.
+    """
     kv = np.empty(load.kv.shape[1])
     for i in order:
         lane = decode = -1
         for at in range(fleet.kind.shape[0]):
-            if not may_take(fleet, at, rules.elastic) or not _has_room(i, at, queue, fleet, load, rules):
+            if not may_take(fleet, at, rules.elastic) or not _has_room(i, at, queue, fleet, load, shared):
                 continue
             if lane >= 0 and not _emptier(load, at, lane):
                 continue
@@ -40,10 +43,25 @@ def fill(
 
 
 @compiled
-def _has_room(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, rules: Rules) -> bool:
+def waits(tokens: Floats, patient_s: Floats, ahead: float, rate: float) -> Floats:
+    """How long each would wait behind those before it that are patient enough to, and ``ahead`` tokens.
+
+    ``rate`` is what all workers compute in a second; where it is 0 nobody is told to wait.
+    """
+    out = np.zeros(tokens.shape[0])
+    for k in range(tokens.shape[0]):
+        if rate > 0:
+            out[k] = ahead / rate
+        if out[k] <= patient_s[k]:
+            ahead += tokens[k]
+    return out
+
+
+@compiled
+def _has_room(i: int, lane: int, queue: Queue, fleet: Fleet, load: Load, shared: bool) -> bool:
     """Nothing promised waits and the prompts fit a batch; or it is the only one, in the guaranteed share."""
     if load.loose_tokens[lane] <= 0:
-        return rules.loose_share > 0 or load.backlog[lane] <= 0
+        return shared or load.backlog[lane] <= 0
     return load.backlog[lane] <= 0 and load.loose_tokens[lane] + queue.tokens[i] <= fleet.max_batch[lane]
 
 

@@ -1,6 +1,7 @@
 """The planner's interface: ``plan(state, now) -> Plan``, pure, the same code in the service and the simulator."""
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,9 @@ from common.latency_model import LatencyModel
 from common.messages import Decision, Overload, Stage
 from common.slo import Objective
 
+ROW = struct.Struct("=15d")
+"""A row of :class:`admission.request_arrays.HeldRows`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -18,7 +22,8 @@ class Held:
     ``objective`` is None for best effort; ``deferred`` says that its sender was told so already. ``prefix_worker``
     still has the KV of the first ``prefix_tokens`` tokens (earlier rounds of the session). ``round`` counts a session's
     rounds from 0; ``missed_round`` says that one of them missed its SLO, so that this one is best effort too.
-    ``first_token_s`` is when its first token came, of one that is dispatched again.
+    ``first_token_s`` is when its first token came, of one that is dispatched again. ``row`` is all that a plan
+    calculates with, ready to be put into an array: a request is planned many times.
     """
 
     id: str
@@ -38,6 +43,28 @@ class Held:
     round: int = 0
     missed_round: bool = False
     first_token_s: float | None = None
+    row: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        objective = self.objective
+        row = ROW.pack(
+            self.due_s,
+            math.inf if objective is None else objective.tightest_tpot_s,
+            math.inf if objective is None else objective.ttft_s,
+            self.arrival_s,
+            self.patience_s,
+            self.need_tokens,
+            self.generated_tokens,
+            self.max_tokens,
+            0 if self.prefix_worker is None else min(self.prefix_tokens, self.need_tokens - 1),
+            self.value,
+            self.round,
+            objective is None,
+            self.deferred,
+            self.missed_round,
+            self.overload is Overload.REJECT,
+        )
+        object.__setattr__(self, "row", row)
 
     @property
     def due_s(self) -> float:

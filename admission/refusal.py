@@ -12,7 +12,6 @@ from admission.lane_arrays import Fleet, Floats, Ints, Load, batch_s, ends_after
 from admission.memory import HORIZONS
 from admission.plan import ClusterState, Held
 from admission.request_arrays import Queue
-from admission.situation import Situation
 from common.messages import Stage
 
 MIN_RETRY_S = 0.1
@@ -28,20 +27,25 @@ class Refusal:
 
 
 class Limits(NamedTuple):
-    """By request: its least TPOT alone on the best worker, and when its prompt would end behind all that is planned."""
+    """By request, seconds from now: what its promise fails for.
+
+    ``step_s`` is its least TPOT, alone on the best worker, ``late_s`` by how much its prompt would be late behind all
+    that is planned, and ``drain_s`` when decoders will have left that make room for its own.
+    """
 
     step_s: Floats
-    end_s: Floats
+    late_s: Floats
+    drain_s: Floats
 
 
-def refusal(state: ClusterState, at: Situation, limits: Limits, i: int, one: Held) -> Refusal:
-    """For request ``i`` of the situation, whose load holds all that is promised and planned."""
+def refusal(state: ClusterState, zero_load_s: Floats, limits: Limits, i: int, one: Held) -> Refusal:
+    """For request ``i``, whose prompt takes ``zero_load_s[i]`` at least; times by :func:`limits_of`."""
     objective = one.objective
     assert objective is not None
     if one.missed_round:
         return Refusal("session_missed: an earlier round was late", None)
     workers = state.workers.values()
-    if one.generated_tokens == 0 and objective.ttft_s < float(at.zero_load_s[i]):
+    if one.generated_tokens == 0 and objective.ttft_s < zero_load_s[i]:
         best_s = min(
             worker.latency.prefill_seconds(one.need_tokens, worker.max_batch_tokens)
             for worker in workers
@@ -56,10 +60,10 @@ def refusal(state: ClusterState, at: Situation, limits: Limits, i: int, one: Hel
         )
         if objective.tightest_tpot_s < best_s:
             return Refusal(f"{UNATTAINABLE}TPOT is at least {best_s * 1e3:.1f} ms", None)
-    late_s = float(limits.end_s[i] - at.queue["due_s"][i])
+    late_s = float(limits.late_s[i])
     if late_s > 0:
         return Refusal("prefill_capacity", _bounded(late_s + MIN_RETRY_S))
-    return Refusal("decode_capacity", _bounded(decode_drain_s(i, at.queue, at.fleet, at.load)))
+    return Refusal("decode_capacity", _bounded(float(limits.drain_s[i])))
 
 
 def _bounded(seconds: float) -> float:
@@ -68,16 +72,21 @@ def _bounded(seconds: float) -> float:
 
 @compiled
 def limits_of(wanted: Ints, queue: Queue, fleet: Fleet, load: Load) -> Limits:
-    """Limits of the wanted requests; infinite for all others."""
-    step_s, end_s = np.full(queue.tokens.shape[0], math.inf), np.full(queue.tokens.shape[0], math.inf)
+    """Limits of the wanted requests, when the load holds all that is promised and planned."""
+    count = queue.tokens.shape[0]
+    step_s, late_s, drain_s = np.full(count, math.inf), np.full(count, math.inf), np.full(count, math.inf)
     for i in wanted:
+        end_s = math.inf
         for lane in range(fleet.kind.shape[0]):
             if may_take(fleet, lane, True):
-                end_s[i] = min(end_s[i], ends_after(fleet, load, lane, queue.tokens[i]))
+                end_s = min(end_s, ends_after(fleet, load, lane, queue.tokens[i]))
             if may_keep(fleet, lane, True):
                 extra_s = fleet.k_seq[lane] + fleet.k_kv[lane] * queue.tokens[i]
                 step_s[i] = min(step_s[i], batch_s(fleet, lane, 1.0, extra_s))
-    return Limits(step_s, end_s)
+        late_s[i] = end_s - queue.due_s[i]
+        if late_s[i] <= 0:
+            drain_s[i] = decode_drain_s(i, queue, fleet, load)
+    return Limits(step_s, late_s, drain_s)
 
 
 @compiled

@@ -1,13 +1,20 @@
-"""From a :class:`ClusterState` to the arrays of one plan."""
+"""From a :class:`ClusterState` to the arrays of one plan.
+
+What is compiled is one call: a call of compiled code or of numpy costs some microseconds, whatever it does.
+"""
+
+# Elements of arrays are Any to mypy.
+# mypy: disable-error-code="no-any-return"
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from admission.core import line_up, tally
+from admission.fleets import Fleets
 from admission.jit import compiled
 from admission.lane_arrays import (
     Bools,
@@ -18,15 +25,14 @@ from admission.lane_arrays import (
     drain_s,
     empty_load,
     expect_ends,
-    fleet_of,
     lane_numbers,
     may_take,
 )
 from admission.memory import BINS, Survival
-from admission.options import PlannerOptions
+from admission.options import HOLD_FROM, PlannerOptions
 from admission.plan import ClusterState, Held
-from admission.request_arrays import QUEUE, Queue
-from admission.table import Names, table_of
+from admission.request_arrays import QUEUE, HeldRows, Queue
+from admission.table import Names, RunningColumns, table_of
 from admission.timeline import TICKS, Timeline, add_prompts, grid, timeline
 
 MAX_TICKS = 1e12
@@ -37,19 +43,21 @@ MAX_TICKS = 1e12
 class Situation:
     """Everything a plan needs, as arrays; ``lanes`` are the worker ids by lane.
 
-    ``takers`` are the lanes that prompts go to.
+    ``takers`` are the lanes that prompts go to, ``prompt_rate`` the prompt tokens that they compute in a second if
+    nothing decodes, and ``zero_load_s`` how long each prompt would take if all were idle.
     A request is bound to a worker ``bind_after_s`` after it came, see :class:`admission.options.PlannerOptions`.
     """
 
     lanes: Sequence[str]
-    bind_after_s: float
     stretch: float
     fleet: Fleet
     load: Load
-    takers: Bools
-    line: Timeline
     tables: Floats
     queue: Queue
+    takers: Bools
+    bind_after_s: float
+    prompt_rate: float
+    line: Timeline
     zero_load_s: Floats
 
 
@@ -77,73 +85,107 @@ class TableRows:
         return np.array([self.rows.get(name, 0) for name in names.index] or [0], dtype=np.int64)
 
 
-def situation(
-    state: ClusterState, held: Sequence[Held], due_s: Floats, now_s: float, options: PlannerOptions, rows: TableRows
-) -> Situation:
-    """The arrays of one plan; ``due_s`` is when each that is held is due, and the load holds all that runs."""
-    rows.update(state.survival if options.memory == "survival" else None)
-    lanes = sorted(state.workers)
-    numbers = {name: i for i, name in enumerate(lanes)}
-    table = table_of(state.running)
-    running = table.columns
-    shared = any(one.objective is None or one.deferred for one in held) or bool(np.isinf(running["tpot_s"]).any())
-    stretch = options.stretch(shared)
-    fleet = fleet_of(
-        (state.workers[name] for name in lanes), now_s, stretch, options.longest_batch_steps, options.draft_trust
-    )
-    load = empty_load(len(lanes))
-    lane_of = lane_numbers(table.worker_names.index, numbers)
-    lane, slack, tpot = np.empty(len(table), np.int64), np.empty(len(table)), np.empty(len(table))
-    tiers = rows.of(table.tier_names)
-    count = tally(running, lane_of, tiers, rows.tables, fleet, load, now_s, lane, slack, tpot)
-    waiting = np.flatnonzero(running["todo"])
-    order = waiting[np.argsort(running["dispatched_s"][waiting], kind="stable")]
-    prompts_to = takers(fleet, options.elastic)
-    bind_after_s = options.bind_after_s(int(prompts_to.sum()))
-    queue = _queue(held, due_s - now_s - state.hop_s, numbers, rows, now_s, bind_after_s)
-    prompts = np.empty(len(order), np.int64), np.empty(len(order)), np.empty(len(order))
-    sent = line_up(
-        running, order, lane_of, fleet, load, now_s, state.hop_s, options.head_start, options.elastic, *prompts
-    )
-    expect_ends(fleet, load, lane[:count], slack[:count] / TICKS)
-    by = np.argsort(lane[:count] * 2.0**41 + tpot[:count])
-    times = grid(_ticks(queue["due_s"]), np.minimum(prompts[1][:sent], MAX_TICKS))
-    line = timeline(fleet, load, lane[:count][by], slack[:count][by], tpot[:count][by], state.hop_s, times)
-    add_prompts(line, prompts[0][:sent], prompts[1][:sent], prompts[2][:sent])
-    return Situation(
-        lanes, bind_after_s, stretch, fleet, load, prompts_to, line, rows.tables, queue,
-        zero_load_s(queue, fleet, options.elastic),
-    )  # fmt: skip
+class Surveyor:
+    """Makes the situations of plans. Keeps nothing between them but arrays that follow from their input."""
+
+    def __init__(self, options: PlannerOptions) -> None:
+        self._options = options
+        self._rows = TableRows()
+        self._fleets = Fleets(options.longest_batch_steps, options.draft_trust)
+
+    def situation(self, state: ClusterState, held: Sequence[Held], asked: HeldRows, now_s: float) -> Situation:
+        """The arrays of one plan; ``asked`` are the rows of ``held``, and the load holds all that runs."""
+        options, rows = self._options, self._rows
+        rows.update(state.survival if options.memory == "survival" else None)
+        lanes = sorted(state.workers)
+        numbers = {name: i for i, name in enumerate(lanes)}
+        table = table_of(state.running)
+        stretch = options.stretch(is_shared(asked, table.columns))
+        fleet = self._fleets.of([state.workers[name] for name in lanes], now_s, stretch)
+        load, queue = empty_load(len(lanes)), np.empty(len(held), QUEUE)
+        queue["table"] = [rows.rows.get(one.tier, 0) for one in held]
+        queue["prefix"] = [-1 if one.prefix_worker is None else numbers.get(one.prefix_worker, -1) for one in held]
+        found = survey(
+            table.columns, lane_numbers(table.worker_names.index, numbers), rows.of(table.tier_names), rows.tables,
+            fleet, load, asked, cast(Queue, queue), now_s, state.hop_s, options.head_start, options.elastic,
+            options.bind_after_s(1), options.bind_after_s(HOLD_FROM),
+        )  # fmt: skip
+        return Situation(lanes, stretch, fleet, load, rows.tables, cast(Queue, queue), *found)
 
 
+class Surveyed(NamedTuple):
+    """What :func:`survey` finds; see :class:`Situation`."""
+
+    takers: Bools
+    bind_after_s: float
+    prompt_rate: float
+    line: Timeline
+    zero_load_s: Floats
+
+
+@compiled
+def is_shared(asked: HeldRows, running: RunningColumns) -> bool:
+    """Whether there is work without a promise."""
+    for i in range(asked.offline.shape[0]):
+        if asked.offline[i] > 0 or asked.deferred[i] > 0:
+            return True
+    for row in range(running.tpot_s.shape[0]):  # noqa: SIM110 (numba compiles no generator)
+        if running.tpot_s[row] == math.inf:
+            return True
+    return False
+
+
+@compiled
+def survey(
+    running: RunningColumns, lane_of: Ints, tiers: Ints, tables: Floats, fleet: Fleet, load: Load, asked: HeldRows,
+    queue: Queue, now_s: float, hop_s: float, head_start: float, elastic: bool, bind_few_s: float, bind_many_s: float,
+) -> Surveyed:  # fmt: skip
+    """Fill in the load and the queue, whose ``table`` and ``prefix`` are known, and find out the rest."""
+    count = running.todo.shape[0]
+    lane, slack, tpot = np.empty(count, np.int64), np.empty(count), np.empty(count)
+    decoding = tally(running, lane_of, tiers, tables, fleet, load, now_s, lane, slack, tpot)
+    lane, slack, tpot = lane[:decoding], slack[:decoding], tpot[:decoding]
+    prompts_to = takers(fleet, elastic)
+    bind_after_s = bind_many_s if prompts_to.sum() >= HOLD_FROM else bind_few_s
+    ask(asked, now_s, hop_s, bind_after_s, queue)
+    waiting = np.flatnonzero(running.todo)
+    order = waiting[np.argsort(running.dispatched_s[waiting], kind="mergesort")]
+    on, due, work = np.empty(order.shape[0], np.int64), np.empty(order.shape[0]), np.empty(order.shape[0])
+    sent = line_up(running, order, lane_of, fleet, load, now_s, hop_s, head_start, elastic, on, due, work)
+    on, due, work = on[:sent], due[:sent], work[:sent]
+    expect_ends(fleet, load, lane, slack / TICKS)
+    line = timeline(fleet, load, lane, slack, tpot, hop_s, grid(_ticks(queue.due_s), np.minimum(due, MAX_TICKS)))
+    add_prompts(line, on, due, work)
+    prompt_rate = 0.0
+    for at in range(prompts_to.shape[0]):
+        if prompts_to[at]:
+            prompt_rate += fleet.max_batch[at] / fleet.longest_s[at]
+    return Surveyed(prompts_to, bind_after_s, prompt_rate, line, zero_load_s(queue, fleet, elastic))
+
+
+@compiled
+def ask(asked: HeldRows, now_s: float, hop_s: float, bind_after_s: float, queue: Queue) -> None:
+    """What is asked for becomes the queue, with times from now."""
+    for i in range(asked.due_s.shape[0]):
+        queue.due_s[i] = asked.due_s[i] - now_s - hop_s
+        queue.tpot_s[i] = asked.tpot_s[i]
+        queue.tokens[i] = asked.tokens[i]
+        queue.cached[i] = asked.cached[i]
+        queue.generated[i] = int(asked.generated[i])
+        queue.left[i] = int(asked.left[i])
+        queue.bind[i] = now_s - asked.arrival_s[i] >= bind_after_s
+
+
+@compiled
 def _ticks(due_s: Floats) -> Floats:
     """Deadlines that are ahead."""
-    ahead = due_s[(due_s > 0) & np.isfinite(due_s)]
-    ticks: Floats = np.minimum(np.floor(ahead * TICKS), MAX_TICKS)
-    return ticks
-
-
-def _queue(
-    held: Sequence[Held], due_s: Floats, lanes: dict[str, int], rows: TableRows, now_s: float, bind_after_s: float
-) -> Queue:
-    """``due_s`` counts from now."""
-    known = rows.rows
-    queue = np.empty(len(held), QUEUE)
-    queue["due_s"] = due_s
-    queue["tokens"] = [one.need_tokens for one in held]
-    queue["tpot_s"] = [math.inf if one.objective is None else one.objective.tightest_tpot_s for one in held]
-    queue["generated"] = [one.generated_tokens for one in held]
-    queue["left"] = [one.max_tokens for one in held]
-    queue["table"] = [known.get(one.tier, 0) for one in held]
-    queue["prefix"], queue["cached"] = -1, 0.0
-    for i, one in enumerate(held):
-        if one.prefix_worker is not None:
-            queue["prefix"][i] = lanes.get(one.prefix_worker, -1)
-            queue["cached"][i] = min(one.prefix_tokens, one.need_tokens - 1)
-    queue["bind"] = False
-    if math.isfinite(bind_after_s):
-        queue["bind"] = [now_s - one.arrival_s >= bind_after_s for one in held]
-    return cast(Queue, queue)
+    out = np.empty(due_s.shape[0])
+    count = 0
+    for due in due_s:
+        if 0 < due < math.inf:
+            out[count] = min(math.floor(due * TICKS), MAX_TICKS)
+            count += 1
+    return out[:count]
 
 
 @compiled

@@ -71,7 +71,7 @@ def grid(deadlines: Floats, kept: Floats) -> Floats:
 def timeline(
     fleet: Fleet, load: Load, lane_of: Ints, slack: Floats, tpot: Floats, late_s: float, times: Floats
 ) -> Timeline:
-    """Of what decodes now; decoders are sorted by lane and TPOT.
+    """Of what decodes now.
 
     A prompt that can't be on a worker within ``late_s`` misses the batch that begins before.
     """
@@ -81,22 +81,47 @@ def timeline(
         times, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(lanes),
         np.full(lanes, math.inf),
     )  # fmt: skip
-    begin = 0
+    begins, first, pace = _paces(lane_of, slack, tpot, lanes)
     for lane in range(lanes):
-        while begin < lane_of.shape[0] and lane_of[begin] == lane:
-            end, first = begin, math.inf
-            while end < lane_of.shape[0] and lane_of[end] == lane and tpot[end] == tpot[begin]:
-                first = min(first, slack[end])
-                end += 1
+        for k in range(begins[lane], begins[lane + 1]):
+            if first[k] == math.inf:
+                break
             for h in range(count):
-                out.rounds[lane, h] = max(out.rounds[lane, h], _owed(times[h], first, tpot[begin]))
-            out.slack_s[lane] = min(out.slack_s[lane], first / TICKS)
-            begin = end
+                out.rounds[lane, h] = max(out.rounds[lane, h], _owed(times[h], first[k], pace[k]))
+            out.slack_s[lane] = min(out.slack_s[lane], first[k] / TICKS)
         out.decoders[lane] = load.decoders[lane]
         out.context[lane] = load.context[lane]
         out.offset_s[lane] = fleet.ready_s[lane] + (load.first_s[lane] if fleet.ready_s[lane] <= late_s else 0.0)
         _refill(fleet, out, lane, 0)
     return out
+
+
+@compiled
+def _paces(lane_of: Ints, slack: Floats, tpot: Floats, lanes: int) -> tuple[Ints, Floats, Floats]:
+    """Where each lane's part begins, and in it by distinct TPOT, ascending, the least slack; infinite past its last."""
+    begins = np.zeros(lanes + 1, np.int64)
+    for lane in lane_of:
+        begins[lane + 1] += 1
+    for lane in range(lanes):
+        begins[lane + 1] += begins[lane]
+    ends = begins[:-1].copy()
+    first, pace = np.full(lane_of.shape[0], math.inf), np.empty(lane_of.shape[0])
+    for k in range(lane_of.shape[0]):
+        lane = lane_of[k]
+        low, high = begins[lane], ends[lane]
+        while low < high:
+            middle = (low + high) // 2
+            if pace[middle] < tpot[k]:
+                low = middle + 1
+            else:
+                high = middle
+        if low == ends[lane] or pace[low] != tpot[k]:
+            for j in range(ends[lane], low, -1):
+                first[j], pace[j] = first[j - 1], pace[j - 1]
+            first[low], pace[low] = slack[k], tpot[k]
+            ends[lane] += 1
+        first[low] = min(first[low], slack[k])
+    return begins, first, pace
 
 
 @compiled

@@ -2,7 +2,8 @@
 
 A message is ``[SCHEMA_VERSION, tag, field, field, ...]``. Types are checked while decoding, from the
 dataclass's own annotations; token ids travel as one little-endian uint32 blob. There is no pickle. Last fields that
-have defaults may be missing: that is how a message grows and old ones stay readable.
+have defaults may be missing: that is how a message grows and old ones stay readable. Fields that a class computes
+itself (``init=False``) do not travel.
 """
 
 import sys
@@ -105,7 +106,7 @@ def unpack_tokens(blob: bytes) -> Tokens:
 def _encoder(cls: type) -> Convert:
     if cls not in _encoders:
         hints = typing.get_type_hints(cls)
-        parts = [(field.name, _to_wire(hints[field.name])) for field in fields(cls)]
+        parts = [(field.name, _to_wire(hints[field.name])) for field in fields(cls) if field.init]
         _encoders[cls] = lambda value: [convert(getattr(value, name)) for name, convert in parts]
     return _encoders[cls]
 
@@ -113,8 +114,9 @@ def _encoder(cls: type) -> Convert:
 def _decoder(cls: type) -> Convert:
     if cls not in _decoders:
         hints = typing.get_type_hints(cls)
-        parts = [(field.name, _from_wire(hints[field.name])) for field in fields(cls)]
-        fewest = sum(field.default is MISSING and field.default_factory is MISSING for field in fields(cls))
+        given = [field for field in fields(cls) if field.init]
+        parts = [(field.name, _from_wire(hints[field.name])) for field in given]
+        fewest = sum(field.default is MISSING and field.default_factory is MISSING for field in given)
 
         def build(raw: Any) -> Any:
             if not isinstance(raw, list) or not fewest <= len(raw) <= len(parts):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admission.budget import Demand, budget_tokens
-from admission.lane_arrays import empty_load, fleet_of, refresh
+from admission.fleets import Fleets
+from admission.lane_arrays import empty_load, refresh
 from admission.timeline import (
     add_decoder,
     add_work,
@@ -53,7 +54,7 @@ def test_decoders_that_can_not_keep_up_leave_less_than_nothing() -> None:
 
 def line_of(first: list[Demand], second: list[Demand], times: list[int]) -> Any:
     demands = sorted([(0, d) for d in first] + [(1, d) for d in second], key=lambda one: (one[0], one[1].tpot_us))
-    fleet, load = fleet_of([make_worker(latency=MODEL), make_worker(latency=FAST)], 0.0, stretch=1.1), empty_load(2)
+    fleet, load = Fleets().of([make_worker(latency=MODEL), make_worker(latency=FAST)], 0.0, stretch=1.1), empty_load(2)
     for lane, group in enumerate((first, second)):
         load["decoders"][lane], load["context"][lane] = len(group), 1000.0
         refresh(fleet, load, lane)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from admission.core import kv_of, line_up, tally
+from admission.fleets import Fleets
 from admission.jit import compiled, plain
-from admission.lane_arrays import LOAD, empty_load, ends_after, fleet_of, lane_numbers, refresh
+from admission.lane_arrays import LOAD, empty_load, ends_after, lane_numbers, refresh
 from admission.memory import BINS
 from admission.plan import Running, Worker
 from admission.table import RunningTable
@@ -23,7 +24,7 @@ def loaded(
     running: list[Running], workers: list[Worker]
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, float, float]]]:
     table = RunningTable(running)
-    fleet, load = fleet_of(workers, NOW_S), empty_load(len(workers))
+    fleet, load = Fleets().of(workers, NOW_S), empty_load(len(workers))
     lane_of = lane_numbers(table.worker_names.index, {worker.id: i for i, worker in enumerate(workers)})
     lane, slack, tpot = np.empty(len(table), np.int64), np.empty(len(table)), np.empty(len(table))
     tiers = np.zeros(len(table.tier_names.index) or 1, np.int64)
@@ -93,7 +94,7 @@ def test_work_on_workers_that_are_gone_is_left_out() -> None:
 
 
 def test_a_worker_with_tight_decoders_takes_longer_for_a_prompt() -> None:
-    fleet, load = fleet_of([make_worker()], NOW_S), empty_load(1)
+    fleet, load = Fleets().of([make_worker()], NOW_S), empty_load(1)
     refresh(fleet, load, 0)
     alone_s = ends_after(fleet, load, 0, 1500.0)
     load["decoders"][0], load["tightest_s"][0] = 4, 0.02
@@ -118,7 +119,7 @@ def test_a_worker_with_tight_decoders_takes_longer_for_a_prompt() -> None:
 def test_the_present_iteration_s_end_is_what_was_told_last(
     stepped_s: float, busy_until_s: float, expected: tuple[float, float]
 ) -> None:
-    fleet = fleet_of([make_worker(stepped_s=stepped_s, busy_until_s=busy_until_s)], NOW_S)
+    fleet = Fleets().of([make_worker(stepped_s=stepped_s, busy_until_s=busy_until_s)], NOW_S)
     assert (fleet["ready_s"][0], fleet["since_s"][0]) == pytest.approx(expected)
 
 
@@ -128,7 +129,7 @@ def test_compiled_code_gives_what_its_source_says() -> None:
     kv_of(table, 100.0, 50, 700, 16, out)
     plain(kv_of)(table, 100.0, 50, 700, 16, twin)
     assert out.tolist() == twin.tolist()
-    fleet, load = fleet_of([make_worker()], NOW_S), empty_load(1)
+    fleet, load = Fleets().of([make_worker()], NOW_S), empty_load(1)
     refresh(fleet, load, 0)
     decoders = np.array([0]), np.array([1e4]), np.array([5e4]), 0.0, np.array([1e5, 1e6])
     records: list[Any] = [np.asarray(array).view(np.recarray) for array in (fleet, load)]

@@ -12,8 +12,8 @@ from admission.jit import plain
 from admission.leftover import fill
 from admission.options import PlannerOptions
 from admission.placement import promise
-from admission.request_arrays import HOLD, SEND, WAIT, Rules, nothing_placed
-from admission.situation import Situation, TableRows, situation
+from admission.request_arrays import HOLD, SEND, WAIT, Rules, by_urgency, nothing_placed
+from admission.situation import Situation, Surveyor
 from common.slo import Objective
 from tests.admission.test_promises import MODELS, fleet
 from tests.factories import make_held, make_running, make_state
@@ -54,9 +54,8 @@ def drawn(seed: int) -> Situation:
         )
         for _ in range(rng.randint(1, 20))
     ]
-    held.sort(key=lambda one: one.objective.prefill_due_s if one.objective else 0.0)
     state = make_state(held, running, workers={worker.id: worker for worker in workers})
-    return situation(state, held, np.array([one.due_s for one in held]), NOW_S, PlannerOptions(), TableRows())
+    return Surveyor(PlannerOptions()).situation(state, *by_urgency(held), NOW_S)
 
 
 @given(st.integers(0, 10**6))
@@ -73,7 +72,7 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
         queue, lanes, load, where = arrays
         (plain(promise) if as_source else promise)(order, queue, lanes, load, at.tables, at.line, RULES, where)
         rest = np.flatnonzero(placed["action"] == WAIT)
-        (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, where)
+        (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, True, where)
         outcomes.append([placed[name].tolist() for name in ("action", "prefill", "decode", "finish_s")])
     assert outcomes[0] == outcomes[1]
 
@@ -114,7 +113,7 @@ def test_no_worker_idles_while_best_effort_that_fits_waits(seed: int) -> None:
     at = drawn(seed)
     count = len(at.queue["due_s"])
     placed = nothing_placed(count)
-    fill(np.arange(count), at.queue, at.fleet, at.load, at.tables, RULES, placed)
+    fill(np.arange(count), at.queue, at.fleet, at.load, at.tables, RULES, True, placed)
     left = placed["action"] == WAIT
     for lane in range(len(at.lanes)):
         idle = at.load["backlog"][lane] <= 0 and at.load["loose_tokens"][lane] <= 0
