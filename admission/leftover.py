@@ -20,17 +20,18 @@ LOOSE_SEATS = 0.75
 
 @compiled
 def fill(
-    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, shared: bool, placed: Placed
+    order: Ints, queue: Queue, fleet: Fleet, load: Load, tables: Floats, rules: Rules, sharing: int, placed: Placed
 ) -> None:  # fmt: skip
     """Dispatch requests in this order while a worker has room; the rest stays as it was.
 
-    If ``shared`` they have the guaranteed share of busy workers too.
+    The first ``sharing`` have the guaranteed share of busy workers too.
     """
     kv = np.empty(load.kv.shape[1])
-    for i in order:
+    for k in range(order.shape[0]):
+        i = order[k]
         lane = decode = -1
         for at in range(fleet.kind.shape[0]):
-            if not may_take(fleet, at, rules.elastic) or not _has_room(i, at, queue, fleet, load, shared):
+            if not may_take(fleet, at, rules.elastic) or not _has_room(i, at, queue, fleet, load, k < sharing):
                 continue
             if lane >= 0 and not _emptier(load, at, lane):
                 continue
@@ -40,21 +41,6 @@ def fill(
         if lane >= 0:
             placed.action[i], placed.prefill[i], placed.decode[i] = SEND, lane, decode
             _add(i, lane, decode, queue, fleet, load, tables, kv)
-
-
-@compiled
-def waits(tokens: Floats, patient_s: Floats, ahead: float, rate: float) -> Floats:
-    """How long each would wait behind those before it that are patient enough to, and ``ahead`` tokens.
-
-    ``rate`` is what all workers compute in a second; where it is 0 nobody is told to wait.
-    """
-    out = np.zeros(tokens.shape[0])
-    for k in range(tokens.shape[0]):
-        if rate > 0:
-            out[k] = ahead / rate
-        if out[k] <= patient_s[k]:
-            ahead += tokens[k]
-    return out
 
 
 @compiled

@@ -148,8 +148,7 @@ def survey(
     prompts_to = takers(fleet, elastic)
     bind_after_s = bind_many_s if prompts_to.sum() >= HOLD_FROM else bind_few_s
     ask(asked, now_s, hop_s, bind_after_s, queue)
-    waiting = np.flatnonzero(running.todo)
-    order = waiting[np.argsort(running.dispatched_s[waiting], kind="mergesort")]
+    order = _as_sent(running)
     on, due, work = np.empty(order.shape[0], np.int64), np.empty(order.shape[0]), np.empty(order.shape[0])
     sent = line_up(running, order, lane_of, fleet, load, now_s, hop_s, head_start, elastic, on, due, work)
     on, due, work = on[:sent], due[:sent], work[:sent]
@@ -161,6 +160,18 @@ def survey(
         if prompts_to[at]:
             prompt_rate += fleet.max_batch[at] / fleet.longest_s[at]
     return Surveyed(prompts_to, bind_after_s, prompt_rate, line, zero_load_s(queue, fleet, elastic))
+
+
+@compiled
+def _as_sent(running: RunningColumns) -> Ints:
+    """Rows of the prompts that wait on workers, in the order of their dispatch."""
+    waiting, dispatched_s = np.empty(running.todo.shape[0], np.int64), np.empty(running.todo.shape[0])
+    count = 0
+    for row in range(waiting.shape[0]):
+        if running.todo[row] != 0:
+            waiting[count], dispatched_s[count] = row, running.dispatched_s[row]
+            count += 1
+    return waiting[np.argsort(dispatched_s[:count], kind="mergesort")]
 
 
 @compiled

@@ -1,5 +1,6 @@
 """The list schedule: compiled and as plain Python, and never over a worker's limits."""
 
+import math
 import random
 from typing import Any
 
@@ -12,8 +13,11 @@ from admission.jit import plain
 from admission.leftover import fill
 from admission.options import PlannerOptions
 from admission.placement import promise
-from admission.request_arrays import HOLD, SEND, WAIT, Rules, by_urgency, nothing_placed
+from admission.plan import ClusterState
+from admission.request_arrays import HOLD, SEND, WAIT, HeldRows, Rules, by_urgency, nothing_placed
+from admission.settling import settle
 from admission.situation import Situation, Surveyor
+from common.messages import Overload
 from common.slo import Objective
 from tests.admission.test_promises import MODELS, fleet
 from tests.factories import make_held, make_running, make_state
@@ -34,7 +38,7 @@ RULES = Rules(
 )
 
 
-def drawn(seed: int) -> Situation:
+def drawn_state(seed: int) -> ClusterState:
     rng = random.Random(seed)
     workers = fleet(rng, MODELS[rng.choice(sorted(MODELS))])
     running = [
@@ -50,12 +54,24 @@ def drawn(seed: int) -> Situation:
     held = [
         make_held(
             need_tokens=rng.randint(10, 3000),
+            arrival_s=99.9,
             objective=Objective(99.9, rng.uniform(0.1, 3.0), rng.choice([0.02, 0.05, 0.1])),
+            overload=rng.choice(list(Overload)),
+            deferred=rng.random() < 0.2,
+            patience_s=rng.choice([0.2, 30.0]),
         )
         for _ in range(rng.randint(1, 20))
     ]
-    state = make_state(held, running, workers={worker.id: worker for worker in workers})
-    return Surveyor(PlannerOptions()).situation(state, *by_urgency(held), NOW_S)
+    return make_state(held, running, workers={worker.id: worker for worker in workers})
+
+
+def drawn(seed: int) -> Situation:
+    state = drawn_state(seed)
+    return Surveyor(PlannerOptions()).situation(state, *by_urgency(state.held), NOW_S)
+
+
+def drawn_rows(seed: int) -> HeldRows:
+    return by_urgency(drawn_state(seed).held)[1]
 
 
 @given(st.integers(0, 10**6))
@@ -72,9 +88,33 @@ def test_the_compiled_schedule_is_that_of_its_source(seed: int) -> None:
         queue, lanes, load, where = arrays
         (plain(promise) if as_source else promise)(order, queue, lanes, load, at.tables, at.line, RULES, where)
         rest = np.flatnonzero(placed["action"] == WAIT)
-        (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, True, where)
+        (plain(fill) if as_source else fill)(rest, queue, lanes, load, at.tables, RULES, len(rest), where)
         outcomes.append([placed[name].tolist() for name in ("action", "prefill", "decode", "finish_s")])
     assert outcomes[0] == outcomes[1]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60)
+def test_what_becomes_of_requests_is_what_the_source_says(seed: int) -> None:
+    outcomes = []
+    for as_source in (False, True):
+        at, asked = drawn(seed), drawn_rows(seed)
+        placed = nothing_placed(len(at.queue["due_s"]))
+        arrays: list[Any] = [asked, at.queue, at.fleet, at.load, placed]
+        if as_source:
+            arrays = [np.asarray(array).view(np.recarray) for array in arrays]
+        rows, queue, lanes, load, where = arrays
+        settled = (plain(settle) if as_source else settle)(
+            rows, queue, at.zero_load_s, lanes, load, at.takers, at.tables, at.line, at.prompt_rate, math.inf,
+            NOW_S, RULES, where,
+        )  # fmt: skip
+        numbers = [settled.promised, settled.loose, settled.denied, settled.impatient, settled.waits_s]
+        outcomes.append([*[array.tolist() for array in numbers], settled.wake_s, placed["action"].tolist()])
+    assert outcomes[0] == outcomes[1]
+    promised, loose, denied, impatient, *_ = outcomes[0]
+    waiting = set(range(len(outcomes[0][-1]))) - set(promised)
+    assert set(loose) | set(denied) | set(impatient) <= waiting
+    assert not set(loose) & set(impatient)
 
 
 @given(st.integers(0, 10**6))
@@ -113,7 +153,7 @@ def test_no_worker_idles_while_best_effort_that_fits_waits(seed: int) -> None:
     at = drawn(seed)
     count = len(at.queue["due_s"])
     placed = nothing_placed(count)
-    fill(np.arange(count), at.queue, at.fleet, at.load, at.tables, RULES, True, placed)
+    fill(np.arange(count), at.queue, at.fleet, at.load, at.tables, RULES, count, placed)
     left = placed["action"] == WAIT
     for lane in range(len(at.lanes)):
         idle = at.load["backlog"][lane] <= 0 and at.load["loose_tokens"][lane] <= 0

@@ -238,3 +238,18 @@ def test_torn_tokens_are_a_codec_error(blob: Any) -> None:
 def test_an_end_survives_with_its_state() -> None:
     end = End(State.EXPIRED, "patience", "waited 30 s", math.pi)
     assert decode(encode(end), End) == end
+
+
+def test_a_field_that_its_class_computes_does_not_travel() -> None:
+    @codec.message
+    @dataclasses.dataclass(frozen=True)
+    class Doubled:
+        number: int
+        twice: int = dataclasses.field(init=False)
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "twice", 2 * self.number)
+
+    data = encode(Doubled(4))
+    assert msgpack.unpackb(data)[2] == [4]
+    assert decode(data, Doubled).twice == 8
