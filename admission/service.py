@@ -25,6 +25,9 @@ log = get_logger(__name__)
 RETRY_S = 0.2
 WORKER_POLL_S = 0.1
 BLOCK_S = 0.5
+STOOD_STILL = 0.5
+"""If the planner has not looked for so much of the time after which a silent worker is dead, the machine may have stood
+still, and the workers with it: they get that time again."""
 LETTERS = 1000
 LETTERS_S = 5.0
 
@@ -123,12 +126,16 @@ class AdmissionService:
 
     async def _workers_loop(self) -> None:
         cluster = self.planning.cluster
+        looked_s = self._clock()
         while True:
             lead = self._lead
             if lead is not None:
                 before = set(cluster.workers)
                 silent = cluster.beat(await self._bus.workers())
                 self._known |= cluster.states
+                since_s, looked_s = looked_s, self._clock()
+                if looked_s - since_s > STOOD_STILL * self._settings.worker_dead_s:
+                    self._trust_silence_s = looked_s + self._settings.worker_dead_s
                 if self._clock() > self._trust_silence_s:
                     for worker in silent:
                         await self._bury(worker, lead)

@@ -110,6 +110,20 @@ async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() 
         assert record.notes["first_token_s"] == before.notes["first_token_s"]
 
 
+async def test_no_worker_is_dead_because_the_whole_machine_stood_still() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving(sampling=Sampling(max_tokens=400))
+        await bus.submit(request, 100)
+        await until_generated(pipeline, request, 20)
+        for _ in range(3):
+            time.sleep(1.5 * pipeline.settings.worker_dead_s)  # noqa: ASYNC251 - all of it stands still
+            await asyncio.sleep(0.2)
+        record = await pipeline.ended(request.id)
+        assert record.attempt == 1
+        assert len(record.generated) == 400
+
+
 async def test_an_engine_that_dies_ends_its_worker_and_nothing_is_lost() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus, prefill=2) as pipeline:

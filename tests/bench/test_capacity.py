@@ -101,7 +101,7 @@ def test_a_study_at_one_rate_is_on_the_results_page(tmp_path: Path, capsys: Caps
 
 
 def test_the_result_is_the_same_in_several_processes(capsys: Capsys) -> None:
-    options = (*SHORT, "--systems", "bound", "--seeds", "2", "--scenario", "coder", "--json")
+    options = (*SHORT, "--seconds", "4", "--systems", "bound", "--seeds", "2", "--scenario", "coder", "--json")
     alone, together = (run(capsys, *options, "--jobs", jobs) for jobs in ("1", "2"))
     assert alone["capacity"] == together["capacity"]
 
@@ -109,7 +109,7 @@ def test_the_result_is_the_same_in_several_processes(capsys: Capsys) -> None:
 def test_the_geometric_mean_is_over_all_scenarios(tmp_path: Path, capsys: Capsys) -> None:
     out = tmp_path / "result.json"
     every = ("--scenario", "all", "--systems", "bound", "--seeds", "1", "--out", str(out))
-    found = run(capsys, *every, *SHORT, "--seconds", "5")
+    found = run(capsys, *every, *SHORT, "--seconds", "2")
     assert set(found["scenarios"]) == {"chatbot", "coder", "summarizer", "mixed", "tool", "reasoning"}
     product = 1.0
     for systems in found["scenarios"].values():
