@@ -12,7 +12,7 @@ bin := .venv/bin
 python := $(bin)/python
 export PYTHON
 
-.PHONY: help setup run test check unit process-test vllm-test smoke compose-test sweep results docs clean
+.PHONY: help setup run test check unit process-test vllm-test e2e-test smoke compose-test sweep results docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | column -t -s "$$(printf '\t')" 2>/dev/null \
@@ -36,10 +36,13 @@ unit: setup ## tests inside of one process each
 process-test: setup ## tests that start processes, without vLLM
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "process and not vllm and not e2e" -q $(ARGS)
 
-vllm-test: setup ## tests on real vLLM engines, one after the other
-	$(python) -m pytest -m "vllm or e2e" -q $(ARGS)
+vllm-test: setup ## tests on real vLLM engines; those of a file share theirs
+	$(python) -m pytest -n 2 --dist loadfile -m "vllm and not e2e" -q $(ARGS)
 
-test: check unit process-test vllm-test ## everything that CI checks
+e2e-test: setup ## tests of the whole pipeline on real vLLM, alone on the machine
+	$(python) -m pytest -m e2e -q $(ARGS)
+
+test: check unit process-test vllm-test e2e-test ## everything that CI checks
 
 smoke: setup ## 60 requests through the pipeline on real vLLM; the last line is one JSON object
 	@$(python) -m bench.smoke $(ARGS)

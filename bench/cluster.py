@@ -20,6 +20,7 @@ from typing import Self
 import httpx
 
 from common.engine.cpus import share
+from common.parent import die_with_parent
 from common.redis_server import RedisServer
 
 ONE_THREAD = {
@@ -104,6 +105,7 @@ class Cluster:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         child = Child(name, process, log)
         self.children[name] = child

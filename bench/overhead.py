@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from bench import ending
 from bench.engine_runs import random_model, say
 from bench.real.backends import Backend
 from bench.real.cpu import Usage, usage
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of all processes here")
     arguments = parser.parse_args(argv)
     with TemporaryDirectory() as folder:
-        result = asyncio.run(run(arguments, arguments.log_dir or Path(folder)))
+        result = ending.run(run(arguments, arguments.log_dir or Path(folder)))
     print(json.dumps(result))
 
 

@@ -22,6 +22,7 @@ import httpx
 from openai import AsyncOpenAI
 from rich.console import Console
 
+from bench import ending
 from bench.cluster import Cluster, start_pipeline
 from bench.plain_engine import PlainJob, truth
 from bench.tiny_model import TARGET
@@ -243,7 +244,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for logs (default: a temporary one)")
     keep = parser.parse_args().keep
     with tempfile.TemporaryDirectory() as folder, OtlpReceiver() as receiver:
-        result = asyncio.run(run(keep or Path(folder), receiver))
+        result = ending.run(run(keep or Path(folder), receiver))
     print(json.dumps(result))
     sys.exit(0 if holds(result) else 1)
 

@@ -24,6 +24,7 @@ from typing import IO, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.ending import exit_on_signals
 from bench.results import raw
 from bench.workloads import SCENARIOS
 
@@ -177,9 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"python -m bench.capacity {' '.join(task.arguments)}")
         return 0
     started_s = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+    exit_on_signals()
     failed = run(todo, args.jobs)
     for reason in failed:
         print(reason, file=sys.stderr)

@@ -22,6 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench import ending
 from bench.cluster import Cluster, free_port
 from bench.control_plane.fleet import STEP_MS, WORKERS
 from bench.control_plane.load import Client, Pool, Shape
@@ -147,6 +148,11 @@ async def one(args: argparse.Namespace, workers: int, replicas: int) -> dict[str
     return summary(best, probes, workers, replicas)
 
 
+async def grow(args: argparse.Namespace, workers: Sequence[int], replicas: Sequence[int]) -> list[dict[str, Any]]:
+    """All combinations, one after the other."""
+    return [await one(args, n, k) for k, n in itertools.product(replicas, workers)]
+
+
 def environment(args: argparse.Namespace) -> Mapping[str, str]:
     """Settings of all processes: engines that take whatever comes, and no promise held back on purpose."""
     return {
@@ -189,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(*workers, *replicas) < 1 or (args.rate is not None and args.rate <= 0):
         arguments.error("workers, replicas and the rate must be above 0")
     console.quiet = args.json
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        growth = [runner.run(one(args, n, k)) for k, n in itertools.product(replicas, workers)]
+    growth = ending.run(grow(args, workers, replicas), uvloop.new_event_loop)
     result = growth[-1] | {"growth": [{name: row[name] for name in GROWTH} | _cpu(row) for row in growth]}
     if args.out is not None:
         raw.write(args.out, raw.provenance("bench.control_plane", sys.argv[1:] if argv is None else argv) | result)

@@ -4,8 +4,6 @@ import asyncio
 import math
 import os
 import platform
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.case import Case
+from bench.ending import exit_on_signals
 from bench.engine_runs import random_model, say
 from bench.metrics import Report, report
 from bench.outcome import Outcome
@@ -74,7 +73,7 @@ class RealMode:
         self.model = random_model(self.options.parameters)
         self._stack = ExitStack()
         if threading.current_thread() is threading.main_thread():  # what was started ends with this process
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            exit_on_signals()
         self._runner = self._stack.enter_context(asyncio.Runner())
         self._folder = self._logs_folder()
         self._running: tuple[Setup, System, AbstractAsyncContextManager[System]] | None = None

@@ -17,6 +17,7 @@ import aiohttp
 
 from bench.cluster import ONE_THREAD, free_port, own_cpus, tail
 from bench.real.cpu import keep_engine_to
+from common.parent import die_with_parent
 
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
@@ -52,6 +53,7 @@ class StockServer:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     @property

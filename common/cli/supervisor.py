@@ -2,20 +2,18 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.parent import die_with_parent
+
 WRONG_USAGE = 2
 """Exit code of a child whose settings or arguments are wrong: starting it again can't help."""
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 16
 _PUMP_END_S = 2.0
 
@@ -207,7 +205,7 @@ class Supervisor:
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C reaches only us, who stop the children in order
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     async def _pump(self, name: str, descriptor: int) -> None:
@@ -240,12 +238,6 @@ class Supervisor:
             if kept.process is not None:
                 _kill_group(kept.process.pid)
             await asyncio.wait({kept.keeper})
-
-
-def _die_with_parent() -> None:
-    """In the child: get SIGTERM when the supervisor is killed, so that nothing is left running."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_group(pid: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from common.cli.processes import free_port
 from common.cli.state import read_state
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 
 @dataclass
