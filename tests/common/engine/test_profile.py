@@ -155,6 +155,15 @@ def test_without_samples_nothing_is_measured() -> None:
         evaluate(SLOW, [])
 
 
+SMALL = {
+    "SLOS_KV_CACHE_GIB": "0.25",
+    "SLOS_MAX_NUM_BATCHED_TOKENS": "512",
+    "SLOS_MAX_MODEL_LEN": "1024",
+    "SLOS_MAX_NUM_SEQS": "16",
+}
+"""A smaller grid of batches than the default: whether it measures, not how well."""
+
+
 async def run_command(*arguments: str, **environment: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -178,7 +187,7 @@ async def test_the_command_explains_itself() -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(180)
 async def test_the_command_measures_the_real_engine_and_ends_with_one_json_object(tmp_path: Path, model: str) -> None:
-    code, output = await run_command("--model", model, SLOS_PROFILE_DIR=str(tmp_path), SLOS_KV_CACHE_GIB="0.25")
+    code, output = await run_command("--model", model, SLOS_PROFILE_DIR=str(tmp_path), **SMALL)
     assert code == 0
     result = json.loads(output.splitlines()[-1])
     assert result["samples"] > 50
