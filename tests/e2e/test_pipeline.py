@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 
@@ -161,8 +162,19 @@ async def collect(client: object, answer: Answer, prompt: list[int], max_tokens:
 
 
 async def whole(cluster: Cluster, bus: RedisBus) -> None:
-    """Wait until there is a worker for each stage, after a test that took one away."""
-    await cluster.ready()
+    """Wait until there is a worker for each stage, after a test that took one away.
+
+    What ended by itself is started again when that has been reported once: not all tests after it fail too.
+    """
+    try:
+        await cluster.ready()
+    except RuntimeError:
+        for name, child in list(cluster.children.items()):
+            if not child.alive:
+                del cluster.children[name]
+                if child.process.returncode not in (0, -signal.SIGKILL):
+                    cluster.start(name.rsplit("-", 1)[0])
+        raise
 
     async def both() -> bool:
         states = [state for state in (await bus.workers()).values() if state is not None and not state.draining]
