@@ -97,9 +97,7 @@ async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() 
         expected = arriving(sampling=Sampling(max_tokens=400))
         await bus.submit(expected, 100)
         truth = (await pipeline.ended(expected.id)).generated
-        request = arriving(sampling=Sampling(max_tokens=400), reply_to="other")
-        await bus.submit(request, 100)
-        await until_generated(pipeline, request, 20)
+        request = await begun(pipeline, 400, tokens=20, reply_to="other")
         before = await bus.record(request.id)
         await pipeline.nodes[1].kill()
         record = await pipeline.ended(request.id)
@@ -113,9 +111,7 @@ async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() 
 async def test_no_worker_is_dead_because_the_whole_machine_stood_still() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
-        request = arriving(sampling=Sampling(max_tokens=400))
-        await bus.submit(request, 100)
-        await until_generated(pipeline, request, 20)
+        request = await begun(pipeline, 400, tokens=20)
         for _ in range(3):
             time.sleep(1.5 * pipeline.settings.worker_dead_s)  # noqa: ASYNC251 - all of it stands still
             await asyncio.sleep(0.2)
@@ -140,9 +136,7 @@ async def test_an_engine_that_dies_ends_its_worker_and_nothing_is_lost() -> None
 async def test_a_standby_takes_over_what_the_leader_held_and_ran() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
-        running = arriving(sampling=Sampling(max_tokens=300))
-        await bus.submit(running, 100)
-        await until_generated(pipeline, running, 5)
+        running = await begun(pipeline, 300)
         standby = await pipeline.add_planner("standby")
         pipeline._background[0].cancel()
         await asyncio.gather(pipeline._background[0], return_exceptions=True)
@@ -156,9 +150,7 @@ async def test_a_standby_takes_over_what_the_leader_held_and_ran() -> None:
 async def test_a_cancelled_request_stops_everywhere_and_frees_its_kv() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus) as pipeline:
-        request = arriving(sampling=Sampling(max_tokens=3000))
-        await bus.submit(request, 100)
-        await until_generated(pipeline, request, 5)
+        request = await begun(pipeline, 3000)
         assert await bus.end(request.id, End(State.CANCELLED, "client"))
         for node in pipeline.nodes:
             await until(lambda node=node: node.engine.load().free_blocks == 2000)  # type: ignore[misc]
@@ -231,6 +223,14 @@ async def test_many_requests_over_several_tiers_all_end() -> None:
             await bus.submit(request, 1000)
         states = {(await pipeline.ended(request.id)).state for request in requests}
         assert states == {State.DONE}
+
+
+async def begun(pipeline: Pipeline, max_tokens: int, tokens: int = 5, **changes: Any) -> Request:
+    """A request that was submitted and has so many tokens by now."""
+    request = arriving(sampling=Sampling(max_tokens=max_tokens), **changes)
+    await pipeline.bus.submit(request, 100)
+    await until_generated(pipeline, request, tokens)
+    return request
 
 
 async def until_generated(pipeline: Pipeline, request: Request, tokens: int) -> None:
