@@ -169,4 +169,5 @@ def _worker(state: WorkerState, stepped_s: float, busy_until_s: float) -> Worker
         pull_s=state.pull_s_per_token,
         stepped_s=stepped_s,
         busy_until_s=busy_until_s,
+        slowdown=state.slowdown,
     )

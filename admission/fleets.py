@@ -47,7 +47,7 @@ class Fleets:
     def _row(self, worker: Worker, stretch: float) -> bytes:
         follows_from = (
             worker.latency, worker.max_batch_tokens, worker.max_seqs, worker.total_blocks, worker.block_size,
-            worker.may, worker.prefers, worker.step_s, worker.draft_tokens, worker.pull_s,
+            worker.may, worker.prefers, worker.step_s, worker.draft_tokens, worker.pull_s, worker.slowdown,
         )  # fmt: skip
         key = worker.id, stretch
         kept = self._kept.get(key)
@@ -59,7 +59,8 @@ class Fleets:
         """All but what :meth:`of` fills in."""
         prefills, decodes = Stage.PREFILL in worker.may, Stage.DECODE in worker.may
         row = np.zeros((), FLEET)
-        values = _costs(worker.latency, worker.max_batch_tokens, stretch, self._longest_steps) | {
+        latency = worker.latency.scaled(worker.slowdown)
+        values = _costs(latency, worker.max_batch_tokens, stretch, self._longest_steps) | {
             "max_seqs": worker.max_seqs,
             "kv": KV_LIMIT * worker.total_blocks * worker.block_size,
             "block": worker.block_size,

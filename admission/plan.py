@@ -104,7 +104,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A live worker as the planner sees it; times of prediction are in ``latency``.
+    """A live worker as the planner sees it; times of prediction are in ``latency``, and now ``slowdown`` times that.
 
     ``step_s`` is the measured pace of decoding, from which progress is extrapolated between reports (0: assume that
     every decoder is just in time). ``draft_tokens`` is how many tokens a decoder makes of an iteration in which it has
@@ -128,6 +128,7 @@ class Worker:
     pull_s: float = 0.0
     busy_until_s: float = 0.0
     stepped_s: float = 0.0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class WorkerEntry:
     draft_tokens: float = 1.0
     pull_s: float = 0.0
     stepped_s: float = 0.0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

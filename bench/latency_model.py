@@ -19,7 +19,7 @@ from common.engine.interface import Job
 from common.engine.profile import evaluate, measure
 from common.engine.refine import Refiner
 from common.engine.vllm import VllmEngine
-from common.latency_model import Batch, LatencyModel, Piece
+from common.latency_model import Batch, LatencyModel
 from common.messages import StepSample
 
 CLIENTS = 12
@@ -87,13 +87,11 @@ async def traffic(engine: VllmEngine, requests: int) -> list[StepSample]:
 
 async def refined(samples: Sequence[StepSample], profile: LatencyModel) -> float:
     """Mean absolute relative error of steps predicted before they are learned from."""
-    pieces = tuple(Piece(p.k_token * WRONG, p.k_draft * WRONG, p.base * WRONG) for p in profile.pieces)
-    off = LatencyModel(pieces, profile.k_seq * WRONG, profile.k_kv * WRONG, profile.k_attn * WRONG)
-    refiner = Refiner(off, lambda _: None)
+    refiner = Refiner(profile.scaled(WRONG), lambda _: None)
     errors = []
     for sample in samples:
         batch = Batch(sample.tokens, sample.seqs, sample.kv_tokens, sample.attended, sample.draft_steps)
-        errors.append(abs(refiner.latency.seconds(batch) / sample.seconds - 1))
+        errors.append(abs(refiner.slowdown * refiner.latency.seconds(batch) / sample.seconds - 1))
         refiner.add(sample)
         await refiner.refine()
     return float(np.mean(errors[COUNTED_FROM:] or errors))

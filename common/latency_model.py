@@ -53,6 +53,11 @@ class LatencyModel:
         if max(piece.k_token for piece in self.pieces) <= 0:
             raise ProfileError("a latency model needs a positive cost per token")
 
+    def scaled(self, factor: float) -> "LatencyModel":
+        """The model of an engine that takes ``factor`` times as long for everything."""
+        pieces = tuple(Piece(p.k_token * factor, p.k_draft * factor, p.base * factor) for p in self.pieces)
+        return LatencyModel(pieces, self.k_seq * factor, self.k_kv * factor, self.k_attn * factor)
+
     def seconds(self, batch: Batch) -> float:
         """Predicted duration of a batch, in seconds."""
         linear = max(p.k_token * batch.tokens + p.k_draft * batch.draft_steps + p.base for p in self.pieces)

@@ -90,7 +90,7 @@ class Load:
     """What an engine is doing now; ``policy_errors`` counts steps that were formed without the batch policy.
 
     ``draft_tokens`` is how many tokens a decoder was seen to make of an iteration in which it has drafts, 1 where none
-    were verified.
+    were verified. ``slowdown`` is how much longer than ``latency`` says its newest steps took.
     """
 
     running: int
@@ -102,6 +102,7 @@ class Load:
     latency: LatencyModel
     policy_errors: int = 0
     draft_tokens: float = 1.0
+    slowdown: float = 1.0
 
 
 class Engine(Protocol):

@@ -5,8 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from common.engine.drift import Drift
 from common.latency_fit import fit
-from common.latency_model import LatencyModel
+from common.latency_model import Batch, LatencyModel
 from common.messages import StepSample
 
 RING = 256
@@ -24,7 +25,7 @@ class Refiner:
     """Fits to steps near ``base``, the profile; ``tell`` gets every new model."""
 
     def __init__(self, base: LatencyModel, tell: Callable[[LatencyModel], None]) -> None:
-        self.latency = base
+        self._drift = Drift(base)
         self._base = base
         self._tell = tell
         self._rings: tuple[deque[StepSample], deque[StepSample]] = (deque(maxlen=RING), deque(maxlen=RING))
@@ -32,9 +33,20 @@ class Refiner:
         self._took_s = 0.0
         tell(base)
 
+    @property
+    def latency(self) -> LatencyModel:
+        """The model that fits all steps that are known."""
+        return self._drift.model
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer than that the newest steps took."""
+        return self._drift.factor
+
     def restart(self, base: LatencyModel) -> None:
         """A new profile: what was measured before is in it."""
-        self.latency = self._base = base
+        self._base = base
+        self._drift = Drift(base)
         for ring in self._rings:
             ring.clear()
         self._fresh = 0
@@ -44,12 +56,17 @@ class Refiner:
         """Note a measured step."""
         self._rings[sample.attended > 0].append(sample)
         self._fresh += 1
+        batch = Batch(sample.tokens, sample.seqs, sample.kv_tokens, sample.attended, sample.draft_steps)
+        self._drift.observe(batch, sample.seconds)
 
     async def run(self, collect: Callable[[], None]) -> None:
         """Refit now and then, in a thread of its own; ``collect`` brings new steps to :meth:`add`."""
         while True:
-            await asyncio.sleep(max(PERIOD_S, LEAST_REST * self._took_s))
+            rest_s, fresh = max(PERIOD_S, LEAST_REST * self._took_s), self._fresh
+            await asyncio.sleep(rest_s)
             collect()
+            if self._fresh == fresh:
+                self._drift.rest(rest_s)
             await self.refine()
 
     async def refine(self) -> None:
@@ -60,7 +77,7 @@ class Refiner:
         self._fresh, base = 0, self._base
         model, self._took_s = await asyncio.to_thread(_timed_fit, [s for ring in self._rings for s in ring], base)
         if base is self._base:
-            self.latency = model
+            self._drift.use(model)
             self._tell(model)
 
 

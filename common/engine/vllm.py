@@ -166,6 +166,7 @@ class VllmEngine:
             latency=self.latency,
             policy_errors=int(state.policy_errors),
             draft_tokens=max(1.0, state.draft_tokens),
+            slowdown=self._refiner.slowdown,
         )
 
     def busy_until_s(self) -> float:

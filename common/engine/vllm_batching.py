@@ -19,6 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from common.batching import Batch, BatchState, Columns, Former, Pull, form_batch, warm_up, with_pulls
+from common.engine.drift import Drift
 from common.engine.margin import Margin
 from common.engine.promises import Promise
 from common.engine.vllm_drafting import Drafting
@@ -71,6 +72,7 @@ class Planned(Drafting):
         self._errors = self._preempted = 0
         super().__init__(*args, **kwargs)
         options = self.vllm_config.additional_config[EXTRA]  # type: ignore[attr-defined] # of the scheduler below
+        self._drift = Drift(self._latency)
         self._margin = Margin(options["margin"])
         self._former = Former(margin=self._margin.value, share=options["share"])
         self._hop_s = float(options["hop_s"])
@@ -123,13 +125,15 @@ class Planned(Drafting):
         return result
 
     def _measured(self, batch: tuple[float, ...], seconds: float) -> None:
-        """Learn how far steps are from what was predicted."""
+        """Learn how far steps are from what was predicted, and how fast the engine is now."""
         super()._measured(batch, seconds)
         tokens, seqs, kv_tokens, attended, drafts = batch
         work = Work(int(tokens), int(seqs), int(kv_tokens), attended, int(drafts))
         self._margin.observe(self._latency.seconds(work), self._last_step_s)
         if self._former.margin != self._margin.value:
             self._former = replace(self._former, margin=self._margin.value)
+        self._drift.observe(work, self._last_step_s)
+        self._latency = self._drift.latency
 
     def add_request(self, request: Any) -> None:
         """Add, with its promise."""
@@ -140,7 +144,10 @@ class Planned(Drafting):
 
     def _plan(self) -> Batch:
         self._steps += 1
-        self._latency = self._writer.model() or self._latency
+        told = self._writer.model()
+        if told is not None:
+            self._drift.use(told)
+            self._latency = self._drift.latency
         now_s = self._busy_until_s if self._in_flight else 0.0
         now_s = max(time.time(), now_s) + self._around_s
         batch = self._all_decode()

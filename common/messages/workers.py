@@ -21,6 +21,7 @@ class WorkerState:
 
     ``pull_s_per_token`` is how many seconds it was seen to take to pull the KV of a token (0: not known yet), and
     ``draft_tokens`` how many tokens a decoder was seen to make of an iteration in which it has drafts (1: without any).
+    ``slowdown`` is how much longer than ``latency`` says its newest steps took.
     """
 
     id: str
@@ -49,6 +50,7 @@ class WorkerState:
     known: bool = False
     pull_s_per_token: float = 0.0
     draft_tokens: float = 1.0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Calibrator:
         self._worker = worker
         self._fingerprint = fingerprint
         self._profiles = profiles
+        self._taken: LatencyModel | None = None
 
     async def run(self) -> None:
         """Work for ever; an outage of the queue loses steps, which are only samples."""
@@ -53,10 +54,10 @@ class Calibrator:
             await self._profiles.publish(self._fingerprint, StepSamples(self._worker, samples))
 
     async def refresh(self) -> None:
-        """Use the refitted model if there is one."""
+        """Use the refitted model if there is another than the last time; the engine's own refits go on from it."""
         latest = None if self._profiles is None else await self._profiles.latest(self._fingerprint)
-        if latest is not None:
-            self._engine.latency = latest
+        if latest is not None and latest != self._taken:
+            self._engine.latency = self._taken = latest
 
 
 def _observe(sample: StepSample) -> None:

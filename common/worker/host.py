@@ -187,6 +187,7 @@ class WorkerHost:
             known=self._known,
             pull_s_per_token=self._pulls.s_per_token,
             draft_tokens=load.draft_tokens,
+            slowdown=load.slowdown,
         )
 
     async def _meet_loop(self) -> None:

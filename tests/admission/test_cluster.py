@@ -9,9 +9,9 @@ from tests.common.bus.steps import heartbeat
 
 def test_a_worker_is_planned_with_what_it_measured() -> None:
     cluster = Cluster()
-    cluster.beat({"w": replace(heartbeat("w"), step_ms=4.0, pull_s_per_token=2e-5, draft_tokens=2.5)})
+    cluster.beat({"w": replace(heartbeat("w"), step_ms=4.0, pull_s_per_token=2e-5, draft_tokens=2.5, slowdown=1.3)})
     worker = cluster.workers["w"]
-    assert (worker.step_s, worker.pull_s, worker.draft_tokens) == (0.004, 2e-5, 2.5)
+    assert (worker.step_s, worker.pull_s, worker.draft_tokens, worker.slowdown) == (0.004, 2e-5, 2.5, 1.3)
 
 
 def test_a_worker_that_has_measured_nothing_pulls_at_once_and_has_no_drafts() -> None:

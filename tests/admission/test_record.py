@@ -60,7 +60,8 @@ def test_a_replay_names_the_decision_that_differs(tmp_path: Path) -> None:
 
 def measured_fleet() -> dict[str, Worker]:
     """Workers that have measured something."""
-    measured = {"fingerprint": "f", "step_s": 0.01, "draft_tokens": 2.5, "pull_s": 2e-5, "busy_until_s": NOW_S + 0.001}
+    measured = {"fingerprint": "f", "step_s": 0.01, "draft_tokens": 2.5, "pull_s": 2e-5, "slowdown": 1.25}
+    measured["busy_until_s"] = NOW_S + 0.001
     fleet = [make_worker(id="p", **measured), make_worker(id="d", prefers=Stage.DECODE, **measured)]
     return {worker.id: worker for worker in fleet}
 

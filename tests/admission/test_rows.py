@@ -58,6 +58,7 @@ def test_a_worker_s_row_follows_its_heartbeat() -> None:
     assert fleets.of([worker], 0.0)["k_seq"][0] == FAST.k_seq
     changes = (
         ("k_seq", replace(worker, latency=replace(FAST, k_seq=2e-4)), 2e-4),
+        ("k_seq", replace(worker, slowdown=1.5), 1.5 * FAST.k_seq),
         ("max_seqs", replace(worker, max_seqs=3), 3),
         ("block", replace(worker, block_size=32), 32),
         ("step_s", replace(worker, step_s=0.25), 0.25),
@@ -68,7 +69,7 @@ def test_a_worker_s_row_follows_its_heartbeat() -> None:
         ("ready_s", replace(worker, busy_until_s=1.5), 1.5),
     )
     for name, changed, expected in changes:
-        assert fleets.of([changed], 0.0)[name][0] == expected, name
+        assert fleets.of([changed], 0.0)[name][0] == pytest.approx(expected), name
     assert fleets.of([worker], 0.0, 1.5)["k_seq"][0] == pytest.approx(1.5 * FAST.k_seq)
     assert fleets.of([worker], 0.0)["k_seq"][0] == FAST.k_seq
 

@@ -82,3 +82,9 @@ def test_a_longer_prompt_never_takes_less(model: LatencyModel, one: int, other: 
 def test_impossible_coefficients_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         LatencyModel(**({"pieces": (Piece(0.1, 0.0, 0.0),)} | changes))
+
+
+def test_a_slower_engine_takes_longer_for_everything() -> None:
+    model = LatencyModel((Piece(0.01, 0.1, 1.0), Piece(0.02, 0.0, 0.1)), k_seq=0.5, k_kv=0.001, k_attn=0.0001)
+    for batch in (Batch(1, 1), Batch(100, 4, 500, 700.0, 3), Batch(1000, 2)):
+        assert model.scaled(2.5).seconds(batch) == pytest.approx(2.5 * model.seconds(batch))

@@ -1,10 +1,11 @@
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
 from common.engine.exports import Reader, Writer
-from common.engine.refine import LEAST_REST, PERIOD_S, REFIT_STEPS, RING, Refiner
+from common.engine.refine import LEAST, LEAST_REST, PERIOD_S, REFIT_STEPS, RING, Refiner
 from common.latency_model import Batch, LatencyModel, Piece
 from common.messages import StepSample
 
@@ -32,6 +33,35 @@ async def test_the_model_follows_the_steps_and_the_core_is_told() -> None:
     batch = Batch(200, 10)
     assert refiner.latency.seconds(batch) == pytest.approx(TRUE.seconds(batch), rel=0.08)
     assert told == [WRONG, refiner.latency]
+
+
+async def test_a_machine_that_slows_down_is_known_before_the_next_refit() -> None:
+    told: list[LatencyModel] = []
+    refiner = Refiner(TRUE, told.append)
+    for sample in make_samples(30):
+        refiner.add(replace(sample, seconds=3 * sample.seconds))
+    assert refiner.slowdown == pytest.approx(3.0, rel=0.1)
+    assert refiner.latency == TRUE
+    await refiner.refine()
+    batch = Batch(200, 10)
+    assert refiner.slowdown * refiner.latency.seconds(batch) == pytest.approx(3 * TRUE.seconds(batch), rel=0.1)
+    assert told == [TRUE, refiner.latency]  # the core follows its steps by itself
+
+
+async def test_an_idle_engine_s_slow_moment_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept_s.append(seconds)
+        if sum(slept_s) > 60:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    refiner = Refiner(TRUE, lambda _: None)
+    slow = [replace(sample, seconds=3 * sample.seconds) for sample in make_samples(LEAST - 1)]  # too few for a refit
+    with pytest.raises(asyncio.CancelledError):
+        await refiner.run(lambda: refiner.add(slow.pop()) if slow else None)
+    assert refiner.slowdown == 1.0
 
 
 async def test_few_new_steps_cost_nothing() -> None:

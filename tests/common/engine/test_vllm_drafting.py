@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -12,23 +11,7 @@ from common.engine.interface import Facts
 from common.engine.promises import Promise
 from common.engine.vllm import VllmEngine
 from common.settings import Settings
-
-
-class Idle:
-    """What our mixins ask of vLLM's scheduler, without requests."""
-
-    def __init__(self, vllm_config: Any) -> None:
-        self.vllm_config = vllm_config
-        self.num_spec_tokens = 0
-        self.running: list[Any] = []
-        self.waiting: list[Any] = []
-        self.kv_holding_waiting: list[Any] = []
-        self.requests: dict[str, Any] = {}
-        self.kv_cache_manager = SimpleNamespace(block_pool=SimpleNamespace(get_num_free_blocks=lambda: 0))
-
-    def get_request_counts(self) -> tuple[int, int]:
-        return 0, 0
-
+from tests.common.engine.idle import Idle
 
 After = Callable[..., CoreState]
 

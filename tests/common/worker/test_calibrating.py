@@ -48,3 +48,13 @@ async def test_a_refitted_model_is_used_and_none_changes_nothing() -> None:
     profiles.model = replace(QUICK, pieces=(Piece(2e-5, 0.0, 0.002),))
     await calibrator.refresh()
     assert engine.load().latency == profiles.model
+
+
+async def test_a_model_that_is_known_already_does_not_undo_what_the_engine_learned_since() -> None:
+    engine, profiles = SimulatedEngine(quick_settings(), latency=QUICK), MemoryProfiles()
+    calibrator = Calibrator(engine, "w", "f", profiles)
+    profiles.model = replace(QUICK, pieces=(Piece(2e-5, 0.0, 0.002),))
+    await calibrator.refresh()
+    engine.latency = learned = replace(QUICK, pieces=(Piece(3e-5, 0.0, 0.002),))
+    await calibrator.refresh()
+    assert engine.load().latency == learned
