@@ -72,6 +72,7 @@ RUNNING = Gauge("slos_engine_running", "Sequences in the engine's batch.")
 WAITING = Gauge("slos_engine_waiting", "Requests that wait inside of the engine.")
 FREE_BLOCKS = Gauge("slos_engine_free_blocks", "KV blocks that are free.")
 POLICY_ERRORS = Gauge("slos_engine_batch_policy_errors", "Steps that vLLM formed because the batch policy failed.")
+SLOWDOWN = Gauge("slos_engine_slowdown", "Measured over predicted seconds of the engine's newest steps.")
 TOTAL_BLOCKS = Gauge("slos_engine_total_blocks", "KV blocks of the engine.")
 
 

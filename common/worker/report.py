@@ -13,6 +13,7 @@ def load(now: Load) -> None:
     metrics.WAITING.set(now.waiting)
     metrics.FREE_BLOCKS.set(now.free_blocks)
     metrics.POLICY_ERRORS.set(now.policy_errors)
+    metrics.SLOWDOWN.set(now.slowdown)
 
 
 def job(done: WorkJob, worker: str, now_s: float) -> None:

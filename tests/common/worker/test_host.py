@@ -13,6 +13,7 @@ from common.bus.memory import MemoryBus
 from common.engine.simulated import KvRegistry, SimulatedEngine
 from common.messages import Cancel, Decision, End, HandOff, Sampling, Stage, State, Verdict, Work, WorkerState
 from common.settings import Settings
+from common.telemetry import metrics
 from common.worker.host import WorkerHost, WorkerLost, stages
 from common.worker.job import WorkJob
 from tests.factories import make_request
@@ -126,6 +127,17 @@ async def test_a_heartbeat_tells_how_long_kv_takes_to_be_pulled_by_those_who_pul
             await asyncio.sleep(0.002)
     assert await told(consumer) == expected
     assert await told(producer) == 0
+    await bench.close()
+
+
+async def test_heartbeat_and_metrics_tell_how_fast_the_engine_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = SimulatedEngine.load
+    monkeypatch.setattr(SimulatedEngine, "load", lambda engine: replace(load(engine), slowdown=1.7))
+    bench = Bench()
+    await bench.start(Stage.PREFILL)
+    state = (await bench.bus.workers())[bench.hosts[Stage.PREFILL].id]
+    assert state is not None
+    assert state.slowdown == metrics.SLOWDOWN._value.get() == 1.7
     await bench.close()
 
 
