@@ -1,5 +1,6 @@
 """What the planner knows of the workers and of the requests that it has given them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -164,10 +165,15 @@ def _worker(state: WorkerState, stepped_s: float, busy_until_s: float) -> Worker
         free_blocks=state.free_blocks,
         running=state.running,
         fingerprint=state.fingerprint,
-        step_s=state.step_ms / 1e3,
-        draft_tokens=state.draft_tokens,
-        pull_s=state.pull_s_per_token,
+        step_s=_measured(state.step_ms / 1e3, 0.0),
+        draft_tokens=max(1.0, _measured(state.draft_tokens)),
+        pull_s=_measured(state.pull_s_per_token, 0.0),
         stepped_s=stepped_s,
         busy_until_s=busy_until_s,
-        slowdown=state.slowdown,
+        slowdown=_measured(state.slowdown),
     )
+
+
+def _measured(value: float, unknown: float = 1.0) -> float:
+    """A figure of a heartbeat that plans multiply by; ``unknown`` for one that can't be."""
+    return value if math.isfinite(value) and value > 0 else unknown

@@ -27,6 +27,8 @@ log = get_logger(__name__)
 FALLBACK = "fcfs"
 MEANWHILE = "edf"
 """Plans until the product's policy is compiled."""
+AGAIN_S = 1.0
+"""Between two plans that fail altogether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Planning:
         )
         plan = self._call_policy(state, now_s)
         self._report.planned(state, plan, now_s, self._clock())
-        await self._apply(plan, lead, now_s, state.hop_s)
+        await self._apply(plan, lead, now_s, state)
         return plan.wake_s
 
     def _call_policy(self, state: ClusterState, now_s: float) -> Plan:
@@ -147,10 +149,19 @@ class Planning:
         except Exception:
             log.exception("the policy failed; serving first come first served", policy=self._settings.policy)
             self._report.policy_failed()
-            return self._fallback.plan(state, now_s)
+            return self._call_fallback(state, now_s)
+        self._report.fallback(self._policy is self._meanwhile)
         if self._log is not None and self._policy is self._wanted:
             self._keep(self._log, state, now_s, plan)
         return plan
+
+    def _call_fallback(self, state: ClusterState, now_s: float) -> Plan:
+        """What is held stays held if even that fails; a worker that leaves may be all that was wrong."""
+        try:
+            return self._fallback.plan(state, now_s)
+        except Exception:
+            log.exception("the fallback failed as well; nothing is planned for a moment")
+            return Plan({}, {}, {}, now_s + AGAIN_S)
 
     def _keep(self, log_file: PlanLog, state: ClusterState, now_s: float, plan: Plan) -> None:
         """Log a plan; a full disk must not stop planning."""
@@ -205,7 +216,8 @@ class Planning:
                 decision = Decision(Verdict.REJECTED, reason, self._cycle, now_s, ttft_ms, tpot_ms)
                 await self._reject(waiting, decision, lead, now_s)
 
-    async def _apply(self, plan: Plan, lead: Lead, now_s: float, hop_s: float) -> None:
+    async def _apply(self, plan: Plan, lead: Lead, now_s: float, state: ClusterState) -> None:
+        hop_s, plan = state.hop_s, self._with_inputs(plan, now_s, state)
         sent = (self._dispatch(request_id, decision, lead, hop_s) for request_id, decision in plan.dispatch.items())
         for answer in await asyncio.gather(*sent, return_exceptions=True):
             if isinstance(answer, BaseException):
@@ -219,6 +231,34 @@ class Planning:
             waiting = self.window.get(request_id)
             if waiting is not None:
                 await self._reject(waiting, decision, lead, now_s)
+
+    def _with_inputs(self, plan: Plan, now_s: float, state: ClusterState) -> Plan:
+        """The decisions with what they were made from."""
+        shared: dict[str, float] = {
+            "held": len(state.held),
+            "running": len(state.running),
+            "workers": len(state.workers),
+            "hop_ms": state.hop_s * 1e3,
+        }
+        held = {one.id: one for one in state.held}
+
+        def told(request_id: str, decision: Decision) -> Decision:
+            one = held.get(request_id)
+            if one is None:
+                return decision
+            own = {
+                "need_tokens": one.need_tokens,
+                "cached_tokens": 0 if one.prefix_worker is None else one.prefix_tokens,
+                "waited_ms": (now_s - one.arrival_s) * 1e3,
+            }
+            return replace(decision, inputs=shared | own)
+
+        return replace(
+            plan,
+            dispatch={id_: told(id_, decision) for id_, decision in plan.dispatch.items()},
+            defer={id_: told(id_, decision) for id_, decision in plan.defer.items()},
+            reject={id_: told(id_, decision) for id_, decision in plan.reject.items()},
+        )
 
     async def _dispatch(self, request_id: str, decision: Decision, lead: Lead, hop_s: float) -> None:
         waiting = self.window.get(request_id)

@@ -83,6 +83,11 @@ class Report:
     def policy_failed(self) -> None:
         """The policy raised and the fallback planned."""
         metrics.PLAN_ERRORS.labels(self._policy).inc()
+        self.fallback(True)
+
+    def fallback(self, plans: bool) -> None:
+        """Whether the last plan was made by a simpler policy than the one that was chosen."""
+        metrics.FALLBACK.set(plans)
 
     def decided(self, waiting: Waiting, decision: Decision, now_s: float) -> None:
         """A decision was sent."""

@@ -87,8 +87,13 @@ class AdmissionService:
 
     async def _warm_up(self) -> None:
         """Compile beside planning; a plan by a simpler policy is better than none."""
-        await asyncio.to_thread(self.planning.warm_up)
-        log.info("planning", policy=self._settings.policy)
+        try:
+            await asyncio.to_thread(self.planning.warm_up)
+        except Exception:
+            log.exception("the policy can't be compiled; a simpler one plans on", policy=self._settings.policy)
+            self._report.policy_failed()
+        else:
+            log.info("planning", policy=self._settings.policy)
         await asyncio.Event().wait()
 
     async def _lead_loop(self) -> None:

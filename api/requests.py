@@ -10,7 +10,7 @@ from api.auth import Tenant
 from api.outcome import decision_body, usage_body
 from api.problems import Problem, ProblemError
 from common.bus.interface import IngressBus
-from common.messages import End, Record, State
+from common.messages import Decision, End, Record, State
 
 CANCELLED_BY_CLIENT = "cancelled_by_client"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -55,7 +55,7 @@ def record_body(record: Record) -> dict[str, Any]:
         "attempt": record.attempt,
         "arrival_s": request.arrival_s,
         "session_id": request.session_id,
-        "decision": decision_body(decision),
+        "decision": _decision(decision),
         "objective": None
         if decision is None
         else {
@@ -80,3 +80,11 @@ async def _found(bus: IngressBus, request_id: str, tenant: str) -> Record:
     if record is None or record.request.tenant != tenant:
         raise ProblemError(Problem(404, "request_not_found", "No such request, or its retention is over."))
     return record
+
+
+def _decision(decision: Decision | None) -> dict[str, Any] | None:
+    """The decision with what it was made from."""
+    body = decision_body(decision)
+    if decision is None or body is None:
+        return None
+    return {**body, "retry_after_s": decision.retry_after_s, "inputs": dict(decision.inputs)}

@@ -54,7 +54,7 @@ def check_internals() -> None:
         missing.append(f"{_HOOK} in both loops of schedule")
     if missing:
         text = f"vLLM {vllm.__version__} can't follow the batch policy: it lacks {', '.join(missing)}"
-        raise EngineError(f"{text}; set batch_policy to stock, or use 0.32")
+        raise EngineError(f"{text}; 0.32 can")
 
 
 class Planned(Drafting):

@@ -1,9 +1,14 @@
 """Builds a vLLM engine from our settings; the only place that imports vLLM whole, which takes seconds."""
 
+from collections.abc import Callable
 from typing import Any
 
 from common.engine import vllm_config as configuration
+from common.errors import EngineError
 from common.settings import Settings
+from common.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 
 def build(
@@ -21,16 +26,24 @@ def build(
     from common.engine import nixl, vllm_batching, vllm_cpu_worker, vllm_scheduler
 
     vllm_scheduler.check_internals()
-    vllm_batching.check_internals()
+    batch_policy = possible(settings.batch_policy, vllm_batching.check_internals)
     nixl.check_internals()
     arguments = configuration.engine_arguments(settings, cpu, engine_id, export)
     config = AsyncEngineArgs(**arguments).create_engine_config()
     scheduling = config.scheduler_config
-    scheduling.scheduler_cls = scheduler_cls or vllm_scheduler.scheduler_for(
-        scheduling.async_scheduling, settings.batch_policy
-    )
+    scheduling.scheduler_cls = scheduler_cls or vllm_scheduler.scheduler_for(scheduling.async_scheduling, batch_policy)
     eos = configuration.stop_ids(config)
     if cpu:
         vllm_cpu_worker.check_internals()
         configuration.start_by_fork()
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True), eos, config
+
+
+def possible(batch_policy: str, check: Callable[[], None]) -> str:
+    """The batch policy, or ``stock`` where ``check`` raises EngineError: this vLLM can't follow it."""
+    try:
+        check()
+    except EngineError as error:
+        log.warning("vLLM forms batches by itself", reason=str(error))
+        return "stock"
+    return batch_policy

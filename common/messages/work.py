@@ -30,7 +30,8 @@ class Decision:
     """What the planner decided for one request, why, and what it expects.
 
     ``ttft_ms`` is the resolved objective (absolute, also where the SLO is a slowdown); the prefill deadline
-    is ``arrival_s + ttft_ms``. Predictions are None where nothing is promised.
+    is ``arrival_s + ttft_ms``. Predictions are None where nothing is promised. ``inputs`` are what the plan saw:
+    requests that it held and that ran, workers, what it allowed for hops, prompt tokens, and how long it had waited.
     """
 
     verdict: Verdict
@@ -45,6 +46,7 @@ class Decision:
     prefill_worker: str | None = None
     decode_worker: str | None = None
     retry_after_s: float | None = None
+    inputs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

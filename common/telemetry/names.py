@@ -92,6 +92,8 @@ DEFERRED = "slo.plan.deferred"
 REJECTED = "slo.plan.rejected"
 POLICY = "slo.plan.policy"
 PLAN_MS = "slo.plan.ms"
+INPUT = "slo.input."
+"""How the names of what a decision was made from begin."""
 
 
 def send_requests(tier: str) -> str:
@@ -152,6 +154,7 @@ def decision_attributes(decision: Decision, wait_ms: float | None = None) -> Att
         PREFILL_WORKER: decision.prefill_worker,
         DECODE_WORKER: decision.decode_worker,
         RETRY_AFTER_S: decision.retry_after_s,
+        **{INPUT + name: value for name, value in decision.inputs.items()},
     }
 
 

@@ -1,6 +1,9 @@
 """What the planner reads from heartbeats."""
 
+import math
 from dataclasses import replace
+
+import pytest
 
 from admission.cluster import Cluster
 from common.messages import Progress
@@ -36,3 +39,12 @@ def test_a_worker_is_busy_until_what_its_frames_last_said() -> None:
     cluster.beat({"w": heartbeat("w"), "v": heartbeat("v")})
     cluster.busy({"w": 70.0, "gone": 80.0})
     assert (cluster.workers["w"].busy_until_s, cluster.workers["v"].busy_until_s) == (70.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
+def test_figures_that_can_not_be_are_as_though_nothing_had_been_measured(value: float) -> None:
+    cluster = Cluster()
+    odd = replace(heartbeat("w"), step_ms=value, pull_s_per_token=value, draft_tokens=value, slowdown=value)
+    cluster.beat({"w": odd})
+    worker = cluster.workers["w"]
+    assert (worker.step_s, worker.pull_s, worker.draft_tokens, worker.slowdown) == (0.0, 0.0, 1.0, 1.0)

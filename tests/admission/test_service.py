@@ -14,6 +14,7 @@ from admission.record import read_log, replay
 from common.bus.memory import MemoryBus
 from common.latency_model import LatencyModel, Piece
 from common.messages import Decision, End, Overload, Request, Sampling, Slo, Stage, State, Verdict
+from common.telemetry import metrics
 from tests.factories import make_request
 from tests.pipeline import Pipeline, running_pipeline, until
 
@@ -168,9 +169,11 @@ class Broken:
         raise RuntimeError("a bug")
 
 
-async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> None:
+async def test_a_policy_that_raises_is_replaced_by_first_come_first_served_and_counted() -> None:
     bus = MemoryBus()
-    async with running_pipeline(bus) as pipeline:
+    failed = metrics.PLAN_ERRORS.labels("edf")._value
+    before = failed.get()
+    async with running_pipeline(bus, policy="edf") as pipeline:
         pipeline.services[0].planning.use(Broken())
         request = arriving()
         await bus.submit(request, 100)
@@ -178,6 +181,55 @@ async def test_a_policy_that_raises_is_replaced_by_first_come_first_served() -> 
         assert record.state is State.DONE
         assert record.decision is not None
         assert record.decision.reason == "unplanned"
+        assert failed.get() > before
+        assert metrics.FALLBACK._value.get() == 1
+
+
+async def test_where_the_fallback_fails_too_requests_stay_held_and_planning_goes_on() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, policy="edf") as pipeline:
+        planning = pipeline.services[0].planning
+        working, planning._fallback = planning._fallback, Broken()
+        planning.use(Broken())
+        request = arriving()
+        await bus.submit(request, 100)
+        await until(lambda: len(planning.window) == 1 and planning._cycle > 0)
+        planning._fallback = working
+        assert (await pipeline.ended(request.id)).state is State.DONE
+
+
+async def test_a_policy_that_can_not_be_compiled_leaves_planning_to_a_simpler_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_compiler(_: Ours) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Ours, "warm_up", no_compiler)
+    bus, failed = MemoryBus(), metrics.PLAN_ERRORS.labels("ours")._value
+    before = failed.get()
+    async with running_pipeline(bus, policy="ours") as pipeline:
+        await until(lambda: failed.get() > before)
+        request = arriving()
+        await bus.submit(request, 100)
+        record = await pipeline.ended(request.id)
+        assert record.state is State.DONE
+        assert record.decision is not None
+        assert record.decision.verdict is Verdict.ADMITTED
+        assert metrics.FALLBACK._value.get() == 1
+
+
+async def test_a_decision_tells_what_it_was_made_from() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus) as pipeline:
+        request = arriving()
+        await bus.submit(request, 100)
+        decision = (await pipeline.ended(request.id)).decision
+        assert decision is not None
+        inputs = dict(decision.inputs)
+        assert inputs.pop("hop_ms") >= 0
+        assert inputs.pop("waited_ms") >= 0
+        tokens = len(request.prompt)
+        assert inputs == {"held": 1, "running": 0, "workers": 2, "need_tokens": tokens, "cached_tokens": 0}
 
 
 async def test_a_policy_that_is_chosen_stays_when_the_configured_one_is_warm_and_is_not_logged(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def decision(**changes: object) -> Decision:
         ttft_ms=60_000.0,
         tpot_ms=60_000.0,
         predicted_ttft_ms=12.5,
+        inputs={"held": 2.0, "hop_ms": 3.5},
         predicted_tpot_ms=3.25,
         prefill_worker=PREFILL,
         decode_worker=DECODE,

@@ -13,6 +13,8 @@ async def test_a_finished_request_shows_state_decision_timings_and_usage(api: Ap
     assert body["end"] == {"state": "done", "reason": "length"}
     assert body["tier"] == "code"
     assert body["decision"]["verdict"] == "admitted"
+    assert body["decision"]["inputs"] == {"held": 2.0, "hop_ms": 3.5}
+    assert body["decision"]["retry_after_s"] is None
     assert body["predicted"] == {"ttft_ms": 12.5, "tpot_ms": 3.25}
     assert body["prefill_worker"] == "prefill-1"
     assert body["usage"] == answer.json()["usage"]

@@ -12,16 +12,20 @@ class Idle:
     max_num_running_reqs = 8
     max_num_scheduled_tokens = 256
     requires_kv_delivery = False
+    num_spec_tokens = 0
 
     def __init__(self, vllm_config: Any, waiting: Any = ()) -> None:
         self.vllm_config = vllm_config
-        self.num_spec_tokens = 0
         self.running: list[Any] = []
         self.waiting = waiting
         self.kv_holding_waiting: list[Any] = []
         self.finished_recving_kv_req_ids: set[str] = set()
         self.requests: dict[str, Any] = {}
-        self.kv_cache_manager = SimpleNamespace(block_pool=SimpleNamespace(get_num_free_blocks=lambda: 0))
+        pool = SimpleNamespace(get_num_free_blocks=lambda: 0, num_gpu_blocks=100)
+        self.kv_cache_manager = SimpleNamespace(block_pool=pool)
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        """Nothing was scheduled."""
 
     def get_request_counts(self) -> tuple[int, int]:
         return 0, 0

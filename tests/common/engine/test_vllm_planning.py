@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from common.engine.exports import Reader
+from common.engine.vllm_build import possible
+from common.errors import EngineError
 from common.latency_model import Batch, LatencyModel, Piece
 from tests.common.engine.idle import Idle
 
@@ -50,3 +52,18 @@ def test_batches_are_planned_with_the_machine_s_present_speed(monkeypatch: pytes
     plans._plan()
     reader.unlink()
     assert plans._latency.seconds(DECODES) == pytest.approx(3 * MODEL.seconds(DECODES), rel=0.05)
+
+
+@pytest.mark.vllm
+def test_a_vllm_that_the_policy_can_not_steer_forms_batches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what vLLM's libraries deprecate
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        from common.engine.vllm_batching import check_internals
+    assert possible("slo", check_internals) == "slo"
+    monkeypatch.setattr(Scheduler, "_reserve_prefill_lookahead", lambda self, request: 0)
+    assert possible("slo", check_internals) == "stock"
+    monkeypatch.delattr(Scheduler, "_preempt_request")
+    with pytest.raises(EngineError, match="lacks _preempt_request"):
+        check_internals()

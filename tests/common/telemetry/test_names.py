@@ -58,3 +58,8 @@ def test_an_outcome_says_what_was_achieved() -> None:
         "slo.achieved_thinking_tpot_ms": 12.0,
         "slo.attained": True,
     }
+
+
+def test_a_decision_s_span_says_what_it_was_made_from() -> None:
+    attributes = names.decision_attributes(replace(make_decision(), inputs={"held": 3, "hop_ms": 2.5}))
+    assert (attributes["slo.input.held"], attributes["slo.input.hop_ms"]) == (3, 2.5)
