@@ -1,12 +1,17 @@
-"""Whether an SLO is possible at all: no waiting helps where even an idle engine would be late."""
+"""What engines can do at all: whether an SLO is possible, and how long what waits will take."""
 
 from collections.abc import Iterable
 
 from admission.objectives import zero_load_ttft_s
 from admission.plan import Held, Worker
+from common.latency_model import Batch
+from common.messages import Stage
 
 UNATTAINABLE = "slo_unattainable: "
-"""How the reason of such a refusal begins; what is possible follows."""
+"""How the reason of a refusal begins where even an idle engine would be late; what is possible follows."""
+
+LONGEST_DRAIN_S = 60.0
+"""Nobody can say more than a minute ahead."""
 
 
 def unattainable(held: Held, workers: Iterable[Worker]) -> str | None:
@@ -20,3 +25,13 @@ def unattainable(held: Held, workers: Iterable[Worker]) -> str | None:
     if least_s is None or held.objective.ttft_s >= least_s:
         return None
     return f"{UNATTAINABLE}TTFT is at least {least_s * 1e3:.1f} ms for this prompt"
+
+
+def drain_s(prompt_tokens: int, workers: Iterable[Worker]) -> float:
+    """How long all workers take for so many prompt tokens if they compute nothing else, 1 to 60 s; 60 without any."""
+    rate = sum(
+        worker.max_batch_tokens / (worker.slowdown * worker.latency.seconds(Batch(worker.max_batch_tokens, seqs=1)))
+        for worker in workers
+        if Stage.PREFILL in worker.may
+    )
+    return min(LONGEST_DRAIN_S, max(1.0, prompt_tokens / rate)) if rate > 0 else LONGEST_DRAIN_S

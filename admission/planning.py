@@ -2,11 +2,12 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from admission.arriving import Arriving
-from admission.attainable import unattainable
+from admission.attainable import drain_s, unattainable
 from admission.cluster import Cluster
 from admission.hops import HopEstimate
 from admission.plan import ClusterState, Plan, Policy, Worker
@@ -202,9 +203,14 @@ class Planning:
             self._arriving.add(sum(len(request.prompt) for request in wanted), now_s)
 
     async def _expire(self) -> None:
-        for waiting in self.window.out_of_patience(self._clock()):
+        gone = self.window.out_of_patience(self._clock())
+        tokens: Counter[str] = Counter()
+        for waiting in self.window if gone else ():
+            tokens[waiting.held.tier] += waiting.held.need_tokens
+        for waiting in gone:
             detail = f"no capacity within the patience of {waiting.held.patience_s:g} s"
-            await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s=1.0))
+            retry_after_s = drain_s(tokens[waiting.held.tier], self.cluster.workers.values())
+            await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s))
 
     async def _refuse_impossible(self, workers: Collection[Worker], lead: Lead, now_s: float) -> None:
         """At once, whatever its sender wants on overload, and under any policy: this is no overload."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from admission.attainable import LONGEST_DRAIN_S
 from admission.plan import ClusterState, Plan
 from admission.policies.ours import Ours
 from admission.record import read_log, replay
@@ -90,6 +91,7 @@ async def test_a_request_whose_patience_runs_out_is_told_so() -> None:
         record = await pipeline.ended(request.id)
         assert record.end is not None
         assert (record.state, record.end.reason) == (State.EXPIRED, "patience_exceeded")
+        assert record.end.retry_after_s == LONGEST_DRAIN_S  # without workers nobody knows
 
 
 async def test_a_dead_worker_s_requests_continue_elsewhere_with_the_same_text() -> None:
