@@ -20,7 +20,7 @@ from typing import Self
 import httpx
 
 from common.engine.cpus import share
-from common.parent import die_with_parent
+from common.parent import ending_with_us
 from common.redis_server import RedisServer
 
 ONE_THREAD = {
@@ -99,13 +99,12 @@ class Cluster:
             base["SLOS_REDIS_SOCKET"] = str(self.redis.socket)
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                ending_with_us([sys.executable, "-m", module]),
                 env={**base, "SLOS_LOG_FORMAT": "json", **self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
         child = Child(name, process, log)
         self.children[name] = child

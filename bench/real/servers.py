@@ -17,7 +17,7 @@ import aiohttp
 
 from bench.cluster import ONE_THREAD, free_port, own_cpus, tail
 from bench.real.cpu import keep_engine_to
-from common.parent import die_with_parent
+from common.parent import ending_with_us
 
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
@@ -47,13 +47,12 @@ class StockServer:
         environment = {**os.environ, **ONE_THREAD, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command(options, self._port),
+                ending_with_us(command(options, self._port)),
                 env=environment | dict(options.environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
 
     @property

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.parent import die_with_parent
+from common.parent import CANNOT_RUN, ending_with_us
 
 WRONG_USAGE = 2
 """Exit code of a child whose settings or arguments are wrong: starting it again can't help."""
+_USELESS = {WRONG_USAGE: "wrong settings", CANNOT_RUN: "it can't be run"}
 
 _READ_BYTES = 1 << 16
 _PUMP_END_S = 2.0
@@ -163,10 +164,10 @@ class Supervisor:
 
     def _try_again(self, kept: _Kept, code: int) -> bool:
         how = f"{kept.child.name} ended ({_exit_text(code)})"
-        if code != WRONG_USAGE and kept.failures < self._backoff.max_failures:
+        if code not in _USELESS and kept.failures < self._backoff.max_failures:
             self._event(f"{how}; starting it again in {self._backoff.delay_s(kept.failures):g} s")
             return True
-        why = "wrong settings" if code == WRONG_USAGE else f"{kept.failures} times in a row"
+        why = _USELESS.get(code, f"{kept.failures} times in a row")
         if self._gave_up is not None and not self._gave_up.done():
             self._gave_up.set_result(f"{how}: {why}; its last lines above say more")
         return False
@@ -198,14 +199,13 @@ class Supervisor:
 
     async def _spawn(self, child: Child, output: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *child.argv,
+            *ending_with_us(child.argv),
             env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},
             cwd=self._cwd,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C reaches only us, who stop the children in order
-            preexec_fn=die_with_parent,
         )
 
     async def _pump(self, name: str, descriptor: int) -> None:
