@@ -63,7 +63,7 @@ class Drift:
     def _follow(self, batch: Batch, seconds: float) -> None:
         predicted_s = self.model.seconds(batch)
         if isfinite(predicted_s) and predicted_s > 0:
-            change = max(-SHARPEST, min(SHARPEST, log(seconds / predicted_s) - self._log))
+            change = max(-SHARPEST, min(SHARPEST, log(seconds) - log(predicted_s) - self._log))
             self._log = max(log(LEAST), min(log(MOST), self._log + RATE * change))
 
     def _settle(self) -> None:

@@ -60,6 +60,10 @@ def test_without_steps_it_is_forgotten() -> None:
     assert drift.factor == 1.0
 
 
+def test_a_step_that_took_next_to_nothing_is_one_step() -> None:
+    assert after(1.0, 5e-324, batch=Batch(0, 0, 0, 1.5e7)).factor >= math.exp(-0.2 * SHARPEST) - 0.01
+
+
 @given(
     st.lists(
         st.tuples(
