@@ -86,7 +86,7 @@ class Report:
         self.fallback(True)
 
     def fallback(self, plans: bool) -> None:
-        """Whether the last plan was made by a simpler policy than the one that was chosen."""
+        """Whether a simpler policy than the chosen one planned last; no longer once that one is compiled."""
         metrics.FALLBACK.set(plans)
 
     def decided(self, waiting: Waiting, decision: Decision, now_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Runs a command that gets SIGTERM when the process that started it ends (on Linux).
+"""Runs a command that gets SIGTERM when the thread that started it ends (on Linux), so best start it from the main one.
 
 The kernel is asked by a program of its own, just before it becomes the command. Asking between fork and exec runs
 Python in a copy of a process whose threads are gone: one with a gRPC server in it aborted there.

@@ -44,13 +44,21 @@ class Refiner:
         return self._drift.factor
 
     def restart(self, base: LatencyModel) -> None:
-        """A new profile: what was measured before is in it."""
+        """A new profile: what was measured before is in it, how fast the machine is just now may not be."""
         self._base = base
-        self._drift = Drift(base)
+        self._drift.use(base)
+        self._clear()
+        self._tell(base)
+
+    def forget(self) -> None:
+        """What was measured so far was not typical."""
+        self._drift = Drift(self._base)
+        self._clear()
+
+    def _clear(self) -> None:
         for ring in self._rings:
             ring.clear()
         self._fresh = 0
-        self._tell(base)
 
     def add(self, sample: StepSample) -> None:
         """Note a measured step."""

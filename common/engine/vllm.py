@@ -207,7 +207,7 @@ class VllmEngine:
         async for _ in self.generate(Job("warm-up", prompt, sampling)):
             pass
         self.take_samples()
-        self._refiner.restart(self.latency)
+        self._refiner.forget()
 
     async def _run(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Output, None]:
         output_tokens = list(job.generated[: len(job.generated) - len(attempt.replayed)])

@@ -31,7 +31,7 @@ class Decision:
 
     ``ttft_ms`` is the resolved objective (absolute, also where the SLO is a slowdown); the prefill deadline
     is ``arrival_s + ttft_ms``. Predictions are None where nothing is promised. ``inputs`` are what the plan saw:
-    requests that it held and that ran, workers, what it allowed for hops, prompt tokens, and how long it had waited.
+    requests that it held and that ran, workers, what it allowed for hops, prompt tokens, and how long this one waited.
     """
 
     verdict: Verdict

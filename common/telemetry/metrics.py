@@ -54,7 +54,7 @@ GEN_AI_TPOT_S = Histogram(
 # planner
 LEADER = Gauge("slos_leader", "1 while this process is the planner's leader.")
 PLAN_S = Histogram("slos_plan_seconds", "Duration of one plan.", ("policy",), buckets=_SHORT_S)
-FALLBACK = Gauge("slos_planner_fallback", "1 while plans are made by a simpler policy than the one that was chosen.")
+FALLBACK = Gauge("slos_planner_fallback", "1 if the last plan was made by a simpler policy than the chosen one.")
 PLAN_ERRORS = Counter("slos_plan_errors", "Plans that failed, and were made by a simpler policy.", ("policy",))
 HELD = Gauge("slos_held_requests", "Requests in the planner's window.")
 WORKERS = Gauge("slos_workers", "Live workers by the stage that they prefer.", ("stage",))

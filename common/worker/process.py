@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 
 def progress() -> Tick:
-    """Logs how much of a measurement is done, by fifths: the first start on a machine takes a minute longer."""
+    """Logs how much of a measurement is done, by fifths: the first start on a machine takes longer than others."""
     told = 0.0
 
     def tick(share: float) -> None:

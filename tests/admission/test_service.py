@@ -164,10 +164,13 @@ REJECTION = Decision(verdict=Verdict.REJECTED, reason="test", cycle=0, decided_s
 
 
 class Broken:
+    calls = 0
+
     def warm_up(self) -> None:
         pass
 
     def plan(self, state: ClusterState, now_s: float) -> Plan:
+        self.calls += 1
         raise RuntimeError("a bug")
 
 
@@ -191,11 +194,13 @@ async def test_where_the_fallback_fails_too_requests_stay_held_and_planning_goes
     bus = MemoryBus()
     async with running_pipeline(bus, policy="edf") as pipeline:
         planning = pipeline.services[0].planning
-        working, planning._fallback = planning._fallback, Broken()
+        broken = Broken()
+        working, planning._fallback = planning._fallback, broken
         planning.use(Broken())
         request = arriving()
         await bus.submit(request, 100)
-        await until(lambda: len(planning.window) == 1 and planning._cycle > 0)
+        await until(lambda: broken.calls > 0)
+        assert request.id in planning.window
         planning._fallback = working
         assert (await pipeline.ended(request.id)).state is State.DONE
 
@@ -218,6 +223,12 @@ async def test_a_policy_that_can_not_be_compiled_leaves_planning_to_a_simpler_on
         assert record.decision is not None
         assert record.decision.verdict is Verdict.ADMITTED
         assert metrics.FALLBACK._value.get() == 1
+
+
+async def test_nobody_is_alarmed_once_the_policy_is_compiled_though_nothing_was_planned_since() -> None:
+    metrics.FALLBACK.set(1)
+    async with running_pipeline(MemoryBus(), policy="ours"):
+        await until(lambda: metrics.FALLBACK._value.get() == 0)
 
 
 async def test_a_decision_tells_what_it_was_made_from() -> None:

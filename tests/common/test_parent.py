@@ -7,7 +7,7 @@ import time
 from common.parent import CANNOT_RUN, ending_with_us
 
 PARENT = """
-import subprocess, sys, threading, time
+import subprocess, sys, time
 from common.parent import ending_with_us
 child = subprocess.Popen(ending_with_us([sys.executable, "-c", "import time; time.sleep(60)"]))
 print(child.pid, flush=True)

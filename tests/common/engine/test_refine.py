@@ -112,6 +112,17 @@ async def test_a_new_profile_begins_anew() -> None:
     assert refiner.latency == TRUE
 
 
+async def test_a_refitted_profile_from_outside_does_not_hide_that_the_machine_is_slow_now() -> None:
+    refiner, batch = Refiner(TRUE, lambda _: None), Batch(200, 10)
+    for sample in make_samples(60):
+        refiner.add(replace(sample, seconds=3 * sample.seconds))
+    for known in (TRUE.scaled(1.2), TRUE.scaled(3)):
+        refiner.restart(known)
+        assert refiner.slowdown * refiner.latency.seconds(batch) == pytest.approx(3 * TRUE.seconds(batch), rel=0.1)
+    refiner.forget()
+    assert refiner.slowdown == 1.0
+
+
 def test_the_core_reads_each_model_once() -> None:
     reader = Reader()
     writer = Writer(reader.path)
