@@ -19,7 +19,6 @@ from rich.table import Table
 
 from admission.options import PlannerOptions
 from bench.case import Case
-from bench.presets import PRESETS
 from bench.search import geometric
 from bench.simulator.mode import SimMode, SimOptions
 from bench.simulator.systems import Ingredients, Tuning
@@ -27,6 +26,7 @@ from bench.study import Study
 from bench.workload import add_arrivals, spec_of
 from bench.workloads import SCENARIOS
 from common.errors import SlosError
+from common.presets import PRESETS
 
 Change = Callable[[Ingredients], Ingredients]
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.case import WORKLOAD, Case, Mode
-from bench.presets import PRESETS
 from bench.results import raw
 from bench.results.capture import capture
 from bench.search import Estimate, geometric
@@ -28,6 +27,7 @@ from bench.study import Found, Study
 from bench.workload import add_arrivals, spec_of
 from bench.workloads import SCENARIOS
 from common.errors import SlosError
+from common.presets import PRESETS
 
 SYSTEMS = {
     "sim": ("ours", "vllm", "vllm-spec", "vllm-prefill-first", "sarathi", "disagg", "slos-serve", "edf", "bound"),

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.engine.cpus import PATTERN
+from common.presets import PRESETS
 
 
 class Settings(BaseSettings):
@@ -26,6 +27,11 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(None, description="name shown to clients; default: the model's last part")
     draft_model: str | None = Field(None, description="draft model for speculation")
     engine: Literal["vllm", "simulated"] = Field("vllm", description="engine behind the workers")
+    preset: str | None = Field(
+        None,
+        description="named model and GPU: the speed and memory of simulated engines, and what a vLLM engine is planned "
+        "with where it can't be measured; an unknown name is answered with the known ones",
+    )
     dtype: str = Field("auto", description="vLLM dtype; on CPU float32 unless set")
     max_model_len: int | None = Field(None, gt=0, description="longest prompt plus output; default: the model's")
     max_num_seqs: int = Field(64, gt=0, description="sequences in one batch")
@@ -119,6 +125,13 @@ class Settings(BaseSettings):
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced; SLO misses always are")
     trace_buffer_requests: int = Field(4096, gt=0, description="unsampled traces kept in case they miss their SLO")
     trace_buffer_s: float = Field(600.0, gt=0, description="how long an unsampled trace is kept in case of a miss")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+        return name
 
 
 def load_settings() -> Settings:

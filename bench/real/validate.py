@@ -19,7 +19,6 @@ import numpy as np
 from bench.case import Case
 from bench.metrics import Report, report
 from bench.outcome import Outcome
-from bench.presets import Preset
 from bench.real.calibration import Objectives
 from bench.real.mode import RealMode, RealOptions
 from bench.simulator.settings import SimulationSettings
@@ -31,6 +30,7 @@ from bench.workloads.scale import rate_of
 from common.engine.profile import file_stem
 from common.errors import ProfileError, SlosError
 from common.latency_model import LatencyModel, Piece
+from common.presets import Preset
 from common.settings import Settings
 
 KV_BYTES_PER_TOKEN = 8 * 1024

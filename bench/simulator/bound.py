@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from bench.metrics import Report, report
 from bench.outcome import Outcome
-from bench.presets import Preset
 from bench.simulator.objectives import objective, slos
 from bench.simulator.settings import SimulationSettings
 from bench.workloads.item import Item
 from common.messages import Verdict
+from common.presets import Preset
 from common.slo import TOLERANCE, Objective
 from common.speculation import MOST
 from common.tiers import Tiers

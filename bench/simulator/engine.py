@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench.presets import Preset
 from bench.simulator.agenda import Agenda, Kind
 from bench.simulator.book import FINISHED, FIRST, Book, Ints, advance, allocate, cost
 from bench.simulator.counters import Counters, Listener
 from bench.simulator.formers.interface import NONE, Formed, Former, View
 from bench.simulator.noise import Noise
 from common.latency_model import Batch
+from common.presets import Preset
 
 POLL_S, LONGEST_POLL_S = 0.001, 0.128
 """An engine that has work and plans none asks again after this, as vLLM's core does; here ever more seldom."""

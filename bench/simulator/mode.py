@@ -8,12 +8,12 @@ from typing import Any
 from bench.case import Case
 from bench.metrics import Report, report
 from bench.outcome import Outcome
-from bench.presets import PRESETS, Preset
 from bench.simulator.bound import bound
 from bench.simulator.settings import SimulationSettings
 from bench.simulator.simulation import Run, Simulation
 from bench.simulator.systems import SYSTEMS, Context, Ingredients, Tuning
 from bench.workloads import Arrivals, Item, WorkloadSpec, generate
+from common.presets import PRESETS, Preset
 from common.tiers import Tiers, load_tiers
 
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from bench.presets import Preset
 from bench.workloads.item import Item
 from common.messages import Slo
+from common.presets import Preset
 from common.slo import Objective
 from common.tiers import Tier, Tiers
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.outcome import Outcome
-from bench.presets import Preset
 from bench.simulator.agenda import Agenda, Kind
 from bench.simulator.book import Book, look_ahead
 from bench.simulator.counters import Listener
@@ -19,6 +18,7 @@ from bench.simulator.settings import Failure, SimulationSettings
 from bench.simulator.world import World
 from bench.workloads.item import Item
 from common.messages import Slo, Verdict
+from common.presets import Preset
 from common.slo import attained
 from common.tiers import Tiers
 

@@ -7,7 +7,6 @@ from admission.options import PlannerOptions
 from admission.plan import Policy
 from admission.policies import make_policy
 from admission.policies.ours import Ours
-from bench.presets import Preset
 from bench.simulator.central import CentralPlanner
 from bench.simulator.formers import Former, PaperFormer, PrefillFirstFormer, SlackFormer, StockFormer
 from bench.simulator.front import Front, Router, SplitRouter
@@ -16,6 +15,7 @@ from bench.simulator.simulation import MakeFormer, MakeFront
 from bench.simulator.world import World
 from bench.workloads.item import Item
 from common.batching import Former as FormerOptions
+from common.presets import Preset
 from common.speculation import MOST
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.presets import Preset
 from bench.simulator.agenda import Agenda, Kind
 from bench.simulator.book import Book
 from bench.simulator.engine import Engine
 from bench.simulator.fate import Fate
 from bench.simulator.settings import SimulationSettings
 from bench.workloads.item import Item
+from common.presets import Preset
 from common.slo import Objective
 from common.tiers import Tier
 

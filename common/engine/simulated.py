@@ -27,12 +27,15 @@ from common.engine.simulated_kv import HeldKv, KvRegistry
 from common.errors import EngineDead
 from common.latency_model import LatencyModel, Piece
 from common.messages import HandOff, StepSample
+from common.presets import Preset
 from common.settings import Settings
 
 DEFAULT_LATENCY = LatencyModel((Piece(0.0, 0.0, 0.006), Piece(1e-4, 1e-4, 0.004)), k_seq=2e-4, k_kv=1e-6, k_attn=1e-8)
 """About a 26 M-parameter model on one CPU core."""
 
-_BYTES_PER_BLOCK_TOKEN = 8 * 1024
+BYTES_PER_TOKEN = 8 * 1024
+TRANSFER_S = 0.015
+"""KV of a token, and how long a hand-off takes, where no preset says it."""
 _FIRST_PLAIN_TOKEN = 16
 _UNSHARED_HOLD_S = 0.1
 _SAMPLES = 4096
@@ -45,6 +48,9 @@ class SimulatedEngine:
 
     Batches are the product's, or first come first served with ``batch_policy`` stock.
 
+    A ``preset`` decides on speed, KV and links where they are not given; how many sequences and tokens a batch holds is
+    the settings'. It drafts nothing, whatever the preset does.
+
     Engines with one ``registry`` pull from each other. Without one, producer and consumer are taken to be in
     different processes: a hand-off is trusted after ``transfer_s``, and the producer frees its KV by itself.
     """
@@ -53,21 +59,24 @@ class SimulatedEngine:
         self,
         settings: Settings,
         *,
-        latency: LatencyModel = DEFAULT_LATENCY,
+        preset: Preset | None = None,
+        latency: LatencyModel | None = None,
         registry: KvRegistry | None = None,
         clock: Clock | None = None,
         total_blocks: int | None = None,
-        transfer_s: float = 0.015,
+        transfer_s: float | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        blocks = int(settings.kv_cache_gib * 2**30) // (_BYTES_PER_BLOCK_TOKEN * settings.block_size)
+        tokens = preset.kv_tokens if preset else int(settings.kv_cache_gib * 2**30) // BYTES_PER_TOKEN
         self._id = f"simulated-{uuid.uuid4().hex[:12]}"
-        self._facts = _facts(settings, total_blocks or blocks)
-        self.latency = self._speed = latency
+        self._facts = _facts(settings, total_blocks or tokens // settings.block_size)
+        self.latency = self._speed = latency or (preset.latency if preset else DEFAULT_LATENCY)
         self._samples: deque[StepSample] = deque(maxlen=_SAMPLES)
         self._registry = registry
         self._clock = clock or SystemClock()
-        self.transfer_s = transfer_s
+        self.transfer_s = transfer_s if transfer_s is not None else preset.transfer_setup_s if preset else TRANSFER_S
+        self._token_bytes = preset.kv_bytes_per_token if preset else BYTES_PER_TOKEN
+        self._token_s = self._token_bytes / preset.link_bytes_per_s if preset else 0.0
         self._lease_s = settings.kv_lease_s
         self._eos = eos_token_ids
         self._hop_s = settings.hop_ms / 1e3
@@ -255,7 +264,8 @@ class SimulatedEngine:
         now_s = self._clock.now_s()
         expires_s = now_s + self._lease_s
         tokens = sequence.computed
-        hold_s = self._lease_s if self._registry is not None else min(_UNSHARED_HOLD_S + self.transfer_s, self._lease_s)
+        unshared_s = min(_UNSHARED_HOLD_S + self._pull_s(tokens), self._lease_s)
+        hold_s = self._lease_s if self._registry is not None else unshared_s
         key = self._held.hold(self._core.keep(sequence), now_s + hold_s)
         kv = {"key": key, "fingerprint": self._facts.fingerprint}
         return HandOff(self._id, kv, tokens, now_s, expires_s)
@@ -267,19 +277,23 @@ class SimulatedEngine:
         sequence.notes["scheduled_s"] = now_s
         usable = hand_off.expires_s > now_s and hand_off.kv.get("fingerprint") == self._facts.fingerprint
         if usable:
-            await self._clock.sleep(self.transfer_s)
+            pull_s = self._pull_s(hand_off.tokens)
+            await self._clock.sleep(pull_s)
             key = str(hand_off.kv.get("key"))
             usable = self._registry is None or self._registry.fetch(hand_off.producer, key)
         if sequence.phase is not Phase.PULLING:
             return
         if usable:
             sequence.computed = min(hand_off.tokens, sequence.todo - 1)
-            sequence.notes["kv_transfer_ms"] = self.transfer_s * 1e3
-            sequence.notes["kv_bytes"] = float(sequence.computed * _BYTES_PER_BLOCK_TOKEN)
+            sequence.notes["kv_transfer_ms"] = pull_s * 1e3
+            sequence.notes["kv_bytes"] = float(sequence.computed * self._token_bytes)
         else:
             sequence.notes["recomputed"] = 1.0
         sequence.phase = Phase.RUNNING
         self._changed()
+
+    def _pull_s(self, tokens: int) -> float:
+        return self.transfer_s + tokens * self._token_s
 
     def _drop_untaken(self, outbox: asyncio.Queue[Output | EngineDead]) -> None:
         """Free the KV of a hand-off that its job was cancelled before taking."""

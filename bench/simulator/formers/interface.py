@@ -4,8 +4,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from bench.presets import Preset
 from bench.simulator.book import Book, Ints
+from common.presets import Preset
 
 NONE: Ints = np.zeros(0, np.int64)
 

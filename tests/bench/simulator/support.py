@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from bench.case import Case
-from bench.presets import PRESETS, Preset
 from bench.simulator.mode import SimOptions
 from bench.simulator.settings import SimulationSettings
 from bench.simulator.simulation import Run, Simulation
@@ -13,6 +12,7 @@ from bench.simulator.systems import SYSTEMS, Context, Ingredients, Tuning
 from bench.workloads import Arrivals, Item, WorkloadSpec, generate
 from common.latency_model import LatencyModel, Piece
 from common.messages import Slo
+from common.presets import PRESETS, Preset
 from common.tiers import load_tiers
 
 PRESET = PRESETS["opt-13b-tp2-a100"]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from bench.outcome import Outcome
-from bench.presets import PRESETS
 from bench.simulator.settings import Failure
 from bench.simulator.simulation import Run
 from bench.simulator.systems import SYSTEMS, Tuning
 from bench.workloads import Item
 from common.messages import Slo, Verdict
+from common.presets import PRESETS
 from tests.bench.simulator.support import PLAIN, PRESET, item, run, simulation, workload
 
 SMALL = replace(PRESET, name="small", kv_tokens=6_000, max_seqs=24)

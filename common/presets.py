@@ -1,4 +1,4 @@
-"""Named GPUs with a model: what a simulated engine costs. All times in seconds.
+"""Named GPUs with a model: what an engine there costs, for simulated ones and until one is measured. In seconds.
 
 Latency fits ``opt-*``, ``qwen*`` and ``r1-*``: SLOs-Serve (arXiv 2504.08784) and its artefacts, as the project's design
 notes give them. ``llama2-*``: Vidur's profiles of linear layers (R2 >= 0.993) with attention from KV bytes over 85 % of
