@@ -14,7 +14,7 @@ from common.settings import Settings
 from common.telemetry.logs import get_logger
 
 STEP_MESSAGES = 512
-"""Messages that a fingerprint's stream keeps."""
+"""Messages that the stream of a kind of worker keeps."""
 
 MAX_SAMPLES = 512
 """Samples of one message that are read; a worker sends its steps about once a second."""
@@ -33,15 +33,15 @@ class RedisProfiles:
         self._redis = connect(settings)
         self._keys = Keys(settings.namespace)
 
-    async def publish(self, fingerprint: str, steps: StepSamples) -> None:
+    async def publish(self, kind: str, steps: StepSamples) -> None:
         """See :func:`publish_steps`; raises BusUnavailable."""
         async with redis_call():
-            await publish_steps(self._redis, self._keys, fingerprint, steps)
+            await publish_steps(self._redis, self._keys, kind, steps)
 
-    async def latest(self, fingerprint: str) -> LatencyModel | None:
+    async def latest(self, kind: str) -> LatencyModel | None:
         """The model of the refitted profile, if any; raises BusUnavailable."""
         async with redis_call():
-            profile = await load_profile(self._redis, self._keys, fingerprint)
+            profile = await load_profile(self._redis, self._keys, kind)
         return None if profile is None else profile.latency
 
     async def close(self) -> None:
@@ -49,57 +49,57 @@ class RedisProfiles:
         await self._redis.aclose()
 
 
-async def publish_steps(redis: Client, keys: Keys, fingerprint: str, steps: StepSamples) -> None:
+async def publish_steps(redis: Client, keys: Keys, kind: str, steps: StepSamples) -> None:
     """Add a worker's measured steps to the bounded log."""
-    key = keys.steps(fingerprint)
+    key = keys.steps(kind)
     async with redis_call(), redis.pipeline(transaction=True) as pipe:
         pipe.xadd(key, {"m": encode(steps)}, maxlen=STEP_MESSAGES, approximate=True)
         pipe.expire(key, PROFILE_S)
         await pipe.execute()
 
 
-async def load_profile(redis: Client, keys: Keys, fingerprint: str) -> Profile | None:
+async def load_profile(redis: Client, keys: Keys, kind: str) -> Profile | None:
     """The refitted profile; None if there is none, or none that this build can read."""
     async with redis_call():
-        raw = await redis.get(keys.profile(fingerprint))
+        raw = await redis.get(keys.profile(kind))
     try:
         return None if raw is None else decode(raw, Profile)
     except CodecError as error:
-        _log.warning("a latency profile was left out", fingerprint=fingerprint, error=str(error))
+        _log.warning("a latency profile was left out", kind=kind, error=str(error))
         return None
 
 
 async def refit(
     redis: Client, keys: Keys, workers: Mapping[str, WorkerState | None], clock: Callable[[], float] = time.time
 ) -> Mapping[str, Profile]:
-    """Fit and publish a profile for each fingerprint that has live workers and enough steps."""
+    """Fit and publish a profile for each kind of worker that has live workers and enough steps."""
     measured: dict[str, LatencyModel] = {}
     for state in workers.values():
         if state is not None:
-            measured.setdefault(state.fingerprint, state.latency)
+            measured.setdefault(state.kind, state.latency)
     fitted = {}
-    for fingerprint, latency in measured.items():
-        samples = await _samples(redis, keys, fingerprint)
+    for kind, latency in measured.items():
+        samples = await _samples(redis, keys, kind)
         if len(samples) < LEAST_SAMPLES:
             continue
-        before = await load_profile(redis, keys, fingerprint)
+        before = await load_profile(redis, keys, kind)
         base = latency if before is None else before.base
         model = fit(samples, base)
-        profile = Profile(fingerprint, base, model, len(samples), median_error(samples, model), clock())
+        profile = Profile(kind, base, model, len(samples), median_error(samples, model), clock())
         async with redis_call():
-            await redis.set(keys.profile(fingerprint), encode(profile), ex=PROFILE_S)
-        fitted[fingerprint] = profile
+            await redis.set(keys.profile(kind), encode(profile), ex=PROFILE_S)
+        fitted[kind] = profile
     return fitted
 
 
-async def _samples(redis: Client, keys: Keys, fingerprint: str) -> list[StepSample]:
+async def _samples(redis: Client, keys: Keys, kind: str) -> list[StepSample]:
     """Oldest first; a message that can't be read is left out."""
     samples: list[StepSample] = []
     async with redis_call():
-        entries = await redis.xrange(keys.steps(fingerprint))
+        entries = await redis.xrange(keys.steps(kind))
     for _, fields in entries:
         try:
             samples += decode(fields.get(b"m", b""), StepSamples).samples[:MAX_SAMPLES]
         except CodecError as error:
-            _log.warning("measured steps were left out", fingerprint=fingerprint, error=str(error))
+            _log.warning("measured steps were left out", kind=kind, error=str(error))
     return samples

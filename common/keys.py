@@ -99,13 +99,13 @@ class Keys:
         """Hash: until when each worker said that its present iteration lasts."""
         return self._key("busy")
 
-    def steps(self, fingerprint: str) -> str:
-        """Stream (bounded log): measured engine steps of all workers of one fingerprint."""
-        return self._key("steps", fingerprint)
+    def steps(self, kind: str) -> str:
+        """Stream (bounded log): measured engine steps of all workers of one kind."""
+        return self._key("steps", kind)
 
-    def profile(self, fingerprint: str) -> str:
-        """String: the refitted latency profile of one fingerprint."""
-        return self._key("profile", fingerprint)
+    def profile(self, kind: str) -> str:
+        """String: the refitted latency profile of one kind of worker."""
+        return self._key("profile", kind)
 
     def file(self, file_id: str) -> str:
         """String: what is known about a file; it exists once the upload is complete."""

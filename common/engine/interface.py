@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from common.codec import Tokens
 from common.latency_model import LatencyModel
-from common.messages import HandOff, Sampling, StepSample
+from common.messages import HandOff, Sampling, StepSample, kind_of
 from common.slo import Objective
 
 
@@ -71,7 +71,7 @@ class Output:
 class Facts:
     """What an engine is, known once it has started. ``fingerprint`` must be equal for KV to be exchanged.
 
-    ``max_drafts`` is how many tokens it drafts at most, 0 where it does not speculate.
+    ``max_drafts`` is how many tokens it drafts at most, 0 where it does not speculate; ``machine`` what it computes on.
     """
 
     fingerprint: str
@@ -83,6 +83,12 @@ class Facts:
     max_seqs: int
     max_batch_tokens: int
     max_drafts: int = 0
+    machine: str = "unknown"
+
+    @property
+    def kind(self) -> str:
+        """Engines of one kind share a latency model."""
+        return kind_of(self.fingerprint, self.machine)
 
 
 @dataclass(frozen=True, slots=True)

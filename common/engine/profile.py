@@ -1,4 +1,4 @@
-"""Measures an engine's latency model on this machine and keeps it in a file, by engine and host.
+"""Measures an engine's latency model on this machine and keeps it in a file, by engine and machine.
 
 ``python -m common.engine.profile`` measures the configured engine; a worker does the same at its first start.
 """
@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import random
 import re
 import time
@@ -32,7 +31,7 @@ from common.latency_model import Batch, LatencyModel, Piece
 from common.messages import Sampling, StepSample
 from common.settings import Settings, load_settings
 
-FORMAT = 1
+FORMAT = 2
 SEED = 0
 DECODED_TOKENS = 12
 ROUNDS = 3
@@ -103,7 +102,7 @@ def evaluate(latency: LatencyModel, samples: Sequence[StepSample]) -> Measured:
 
 
 async def obtain(engine: Engine, settings: Settings, facts: Facts, tick: Tick = lambda _: None) -> LatencyModel:
-    """The cached profile of this engine on this host, measured and cached first if there is none that fits.
+    """The cached profile of this engine on this machine, measured and cached first if there is none that fits.
 
     A cached one is tried on a few batches: a machine that was resized or moved may keep its name. Where measuring
     gives no valid model, it is the engine's present one and nothing is cached.
@@ -139,9 +138,9 @@ async def check_fit(engine: Engine, facts: Facts, latency: LatencyModel) -> None
 
 
 def profile_path(settings: Settings, facts: Facts) -> Path:
-    """Where the profile of this engine on this host is kept."""
+    """Where the profile of this engine on machines of this kind is kept."""
     limits = f"{facts.max_seqs}x{facts.max_batch_tokens}"
-    name = f"{facts.model}-{facts.fingerprint}-{limits}-{platform.node()}"
+    name = f"{facts.model}-{facts.fingerprint}-{limits}-{facts.machine}"
     return settings.profile_dir / f"{file_stem(name)}.json"
 
 
@@ -157,7 +156,7 @@ def save(settings: Settings, facts: Facts, measured: Measured) -> Path:
     content = {
         "format": FORMAT,
         "fingerprint": facts.fingerprint,
-        "host": platform.node(),
+        "machine": facts.machine,
         "measured_s": time.time(),
         **asdict(measured),
     }
@@ -168,7 +167,7 @@ def save(settings: Settings, facts: Facts, measured: Measured) -> Path:
 
 
 def load_profile(settings: Settings, facts: Facts) -> LatencyModel:
-    """The cached profile; raises ProfileError if it is missing, malformed, or another engine's or host's."""
+    """The cached profile; raises ProfileError if it is missing, malformed, or another engine's or machine's."""
     path = profile_path(settings, facts)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -178,8 +177,8 @@ def load_profile(settings: Settings, facts: Facts) -> LatencyModel:
         raise ProfileError(f"no profile: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ProfileError(f"{path} is not a profile of format {FORMAT}")
-    if (content.get("fingerprint"), content.get("host")) != (facts.fingerprint, platform.node()):
-        raise ProfileError(f"{path} was measured on another engine or host")
+    if (content.get("fingerprint"), content.get("machine")) != (facts.fingerprint, facts.machine):
+        raise ProfileError(f"{path} was measured on another engine or machine")
     try:
         return _latency(content["latency"])
     except (KeyError, TypeError, ValueError) as error:

@@ -339,6 +339,7 @@ def _facts(settings: Settings, total_blocks: int) -> Facts:
         total_blocks=total_blocks,
         max_seqs=settings.max_num_seqs,
         max_batch_tokens=settings.max_num_batched_tokens,
+        machine="simulated",
     )
 
 

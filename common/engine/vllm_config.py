@@ -9,6 +9,7 @@ from typing import Any
 
 from common.engine.cpus import parse
 from common.engine.interface import Facts
+from common.engine.machine import cpu as cpu_name
 from common.errors import EngineError
 from common.settings import Settings
 
@@ -149,7 +150,14 @@ def facts(vllm_config: Any, settings: Settings, total_blocks: int) -> Facts:
         max_seqs=vllm_config.scheduler_config.max_num_seqs,
         max_batch_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         max_drafts=0 if settings.speculation == "off" else settings.speculation_tokens,
+        machine=_machine(),
     )
+
+
+def _machine() -> str:
+    from vllm.platforms import current_platform
+
+    return cpu_name() if current_platform.is_cpu() else current_platform.get_device_name()
 
 
 def fingerprint(vllm_config: Any, settings: Settings) -> str:

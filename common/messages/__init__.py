@@ -8,7 +8,7 @@ from common.messages.control import Cancel, Control, KeepTrace, Known
 from common.messages.progress import Decided, End, Frame, Progress, Record, Reply, State
 from common.messages.request import Overload, Request, Sampling, Slo
 from common.messages.work import Decision, HandOff, Stage, Verdict, Work
-from common.messages.workers import Profile, StepSample, StepSamples, WorkerState
+from common.messages.workers import Profile, StepSample, StepSamples, WorkerState, kind_of
 
 __all__ = [
     "Cancel",
@@ -35,4 +35,5 @@ __all__ = [
     "Verdict",
     "Work",
     "WorkerState",
+    "kind_of",
 ]

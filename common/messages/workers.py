@@ -21,7 +21,7 @@ class WorkerState:
 
     ``pull_s_per_token`` is how many seconds it was seen to take to pull the KV of a token (0: not known yet), and
     ``draft_tokens`` how many tokens a decoder was seen to make of an iteration in which it has drafts (1: without any).
-    ``slowdown`` is how much longer than ``latency`` says its newest steps took.
+    ``slowdown`` is how much longer than ``latency`` says its newest steps took, ``machine`` what it computes on.
     """
 
     id: str
@@ -51,6 +51,17 @@ class WorkerState:
     pull_s_per_token: float = 0.0
     draft_tokens: float = 1.0
     slowdown: float = 1.0
+    machine: str = "unknown"
+
+    @property
+    def kind(self) -> str:
+        """Workers of one kind share a latency model."""
+        return kind_of(self.fingerprint, self.machine)
+
+
+def kind_of(fingerprint: str, machine: str) -> str:
+    """Names engines that take equally long for a batch: what they run, and on what."""
+    return f"{fingerprint}@{machine}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +88,13 @@ class StepSamples:
 @message
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """calibration -> workers and admission: the latency model of all engines of one fingerprint.
+    """calibration -> workers and admission: the latency model of all engines of one kind (:func:`kind_of`).
 
     ``base`` is what was measured before any refit, and what unmeasured directions stay near; ``error`` is the
     median relative error of ``latency`` on the ``samples`` newest steps.
     """
 
-    fingerprint: str
+    kind: str
     base: LatencyModel
     latency: LatencyModel
     samples: int

@@ -16,6 +16,6 @@ def refit_latency() -> None:
         profiles = await refit(connections.redis, connections.keys, await connections.bus.workers())
         for profile in profiles.values():
             numbers = {"samples": profile.samples, "median_error": round(profile.error, 4)}
-            _log.info("latency model refitted", fingerprint=profile.fingerprint, **numbers)
+            _log.info("latency model refitted", kind=profile.kind, **numbers)
 
     run_async(settings, work)

@@ -17,20 +17,20 @@ REFRESH_ROUNDS = 30
 class Profiles(Protocol):
     """Where steps go and refitted models come from; both verbs raise BusError without a connection."""
 
-    async def publish(self, fingerprint: str, steps: StepSamples) -> None:
+    async def publish(self, kind: str, steps: StepSamples) -> None:
         """Add a worker's measured steps."""
 
-    async def latest(self, fingerprint: str) -> LatencyModel | None:
-        """The refitted model of all engines of that fingerprint, None if there is none."""
+    async def latest(self, kind: str) -> LatencyModel | None:
+        """The refitted model of all engines of that kind, None if there is none."""
 
 
 class Calibrator:
     """One per worker; ``profiles`` None only counts steps."""
 
-    def __init__(self, engine: Engine, worker: str, fingerprint: str, profiles: Profiles | None) -> None:
+    def __init__(self, engine: Engine, worker: str, kind: str, profiles: Profiles | None) -> None:
         self._engine = engine
         self._worker = worker
-        self._fingerprint = fingerprint
+        self._kind = kind
         self._profiles = profiles
         self._taken: LatencyModel | None = None
 
@@ -51,11 +51,11 @@ class Calibrator:
         for sample in samples:
             _observe(sample)
         if samples and self._profiles is not None:
-            await self._profiles.publish(self._fingerprint, StepSamples(self._worker, samples))
+            await self._profiles.publish(self._kind, StepSamples(self._worker, samples))
 
     async def refresh(self) -> None:
         """Use the refitted model if there is another than the last time; the engine's own refits go on from it."""
-        latest = None if self._profiles is None else await self._profiles.latest(self._fingerprint)
+        latest = None if self._profiles is None else await self._profiles.latest(self._kind)
         if latest is not None and latest != self._taken:
             self._engine.latency = self._taken = latest
 

@@ -90,7 +90,7 @@ class WorkerHost:
             self._engine.latency = await self._measure(self._engine, facts)
         self._facts = facts
         metrics.TOTAL_BLOCKS.set(facts.total_blocks)
-        calibrator = Calibrator(self._engine, self.id, facts.fingerprint, self._profiles)
+        calibrator = Calibrator(self._engine, self.id, facts.kind, self._profiles)
         log.info("engine ready", worker=self.id, model=self._facts.model, blocks=self._facts.total_blocks)
         self._outbox = Outbox(self._bus, self.id, self._lost, self._engine.busy_until_s)
         loops = [
@@ -165,6 +165,7 @@ class WorkerHost:
             prefers=self._prefers,
             may=self._may,
             fingerprint=facts.fingerprint,
+            machine=facts.machine,
             model=facts.model,
             max_model_len=facts.max_model_len,
             block_size=facts.block_size,

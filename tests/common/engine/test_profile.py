@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,13 @@ async def test_a_saved_profile_is_loaded_as_it_was(tmp_path: Path) -> None:
     assert load_profile(settings, facts) == SLOW
 
 
+async def test_each_kind_of_machine_has_a_profile_of_its_own_whatever_its_hosts_are_called(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    facts, path = await saved(settings)
+    assert platform.node() not in path.name
+    assert profile_path(settings, replace(facts, machine="NVIDIA H200")) != path
+
+
 async def test_no_profile_is_a_hidden_file(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     facts, _ = await saved(settings)
@@ -113,11 +121,11 @@ async def test_no_profile_is_a_hidden_file(tmp_path: Path) -> None:
         {"latency": {"pieces": [], "k_seq": 0, "k_kv": 0, "k_attn": 0}},
         {"latency": {"pieces": [{"k_token": "x", "k_draft": 0, "base": 0}], "k_seq": 0, "k_kv": 0, "k_attn": 0}},
         {"latency": [1, 2]},
-        {"host": "another"},
+        {"machine": "another"},
         {"fingerprint": "another"},
         {"format": 99},
     ],
-    ids=["nan", "negative", "missing", "empty", "text", "list", "host", "fingerprint", "format"],
+    ids=["nan", "negative", "missing", "empty", "text", "list", "machine", "fingerprint", "format"],
 )
 async def test_a_profile_that_can_not_be_used_is_a_profile_error(tmp_path: Path, changes: dict[str, object]) -> None:
     settings = make_settings(tmp_path)
