@@ -154,15 +154,14 @@ class Plan:
     """Decisions by request id. What is in none of the three stays held.
 
     ``dispatch`` are in the order in which they must be sent; ``defer`` stay held too, without a promise.
-    ``wake_s`` is when to plan again at the latest, None if nothing but an event changes the plan. ``speculation`` is
-    the draft length by tier that a policy would like engines to use; empty where engines choose.
+    ``wake_s`` is when to plan again at the latest, None if nothing but an event changes the plan. How many tokens are
+    drafted is for engines to choose (:mod:`common.speculation`).
     """
 
     dispatch: Mapping[str, Decision]
     defer: Mapping[str, Decision]
     reject: Mapping[str, Decision]
     wake_s: float | None = None
-    speculation: Mapping[str, int] = field(default_factory=dict)
 
 
 class Policy(Protocol):

@@ -3,14 +3,14 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from admission.arriving import Arriving
-from admission.attainable import drain_s, unattainable
+from admission.attainable import drain_s
 from admission.cluster import Cluster
 from admission.hops import HopEstimate
-from admission.plan import ClusterState, Plan, Policy, Worker
+from admission.plan import ClusterState, Held, Plan, Policy
 from admission.policies import make_policy, options_of
 from admission.record import PlanLog
 from admission.report import Report
@@ -18,7 +18,7 @@ from admission.sessions import Sessions
 from admission.window import Waiting, Window
 from common.bus.interface import Bus, Claim
 from common.errors import BusError
-from common.messages import Decision, End, Progress, Record, State, Verdict, Work
+from common.messages import Decision, End, Progress, Record, State, Work
 from common.settings import Settings
 from common.telemetry.logs import get_logger
 from common.tiers import Tiers
@@ -28,6 +28,7 @@ log = get_logger(__name__)
 FALLBACK = "fcfs"
 MEANWHILE = "edf"
 """Plans until the product's policy is compiled."""
+IMPOSSIBLE = "impossible"
 AGAIN_S = 1.0
 """Between two plans that fail altogether."""
 
@@ -58,11 +59,12 @@ class Planning:
         self._meanwhile: Policy = make_policy(MEANWHILE, settings)
         self._policy = self._meanwhile
         self._fallback: Policy = make_policy(FALLBACK, settings)
+        self._refusing: Policy = make_policy(IMPOSSIBLE, settings)
         self._sessions = Sessions()
         self._hops = HopEstimate(settings.hop_ms / 1e3)
         self._arriving = Arriving()
         self._expected: dict[str, float] = {}
-        self._log = PlanLog(settings.plan_log, settings.policy, options_of(settings)) if settings.plan_log else None
+        self._log = PlanLog(settings.plan_log, options_of(settings)) if settings.plan_log else None
         self._cycle = 0
         self._claims_unsure = False
         self._may_claim = True
@@ -124,24 +126,26 @@ class Planning:
         await self._expire()
         if not len(self.window):
             return None
-        workers = self.cluster.workers
-        self.window.resolve(workers.values())
+        self.window.resolve(self.cluster.workers.values())
         self._cycle += 1
         now_s = self._clock()
-        await self._refuse_impossible(workers.values(), lead, now_s)
-        state = ClusterState(
-            cycle=self._cycle,
-            held=[self._sessions.apply(waiting.held) for waiting in self.window.in_view()],
-            running=self.cluster.running,
-            workers=workers,
-            hop_s=self._hops.seconds(now_s),
-            survival=self.cluster.survival,
-            arriving=self._arriving.rate(now_s),
-        )
+        await self._refuse_impossible(lead, now_s)
+        state = self._state([waiting.held for waiting in self.window.in_view()], now_s)
         plan = self._call_policy(state, now_s)
         self._report.planned(state, plan, now_s, self._clock())
         await self._apply(plan, lead, now_s, state)
         return plan.wake_s
+
+    def _state(self, held: Sequence[Held], now_s: float) -> ClusterState:
+        return ClusterState(
+            cycle=self._cycle,
+            held=[self._sessions.apply(one) for one in held],
+            running=self.cluster.running,
+            workers=self.cluster.workers,
+            hop_s=self._hops.seconds(now_s),
+            survival=self.cluster.survival,
+            arriving=self._arriving.rate(now_s),
+        )
 
     def _call_policy(self, state: ClusterState, now_s: float) -> Plan:
         try:
@@ -152,22 +156,28 @@ class Planning:
             self._report.policy_failed()
             return self._call_fallback(state, now_s)
         self._report.fallback(self._policy is self._meanwhile)
-        if self._log is not None and self._policy is self._wanted:
-            self._keep(self._log, state, now_s, plan)
+        if self._policy is self._wanted:
+            self._keep(self._settings.policy, state, now_s, plan)
+        elif self._policy is self._meanwhile:
+            self._keep(MEANWHILE, state, now_s, plan)
         return plan
 
     def _call_fallback(self, state: ClusterState, now_s: float) -> Plan:
         """What is held stays held if even that fails; a worker that leaves may be all that was wrong."""
         try:
-            return self._fallback.plan(state, now_s)
+            plan = self._fallback.plan(state, now_s)
         except Exception:
             log.exception("the fallback failed as well; nothing is planned for a moment")
             return Plan({}, {}, {}, now_s + AGAIN_S)
+        self._keep(FALLBACK, state, now_s, plan)
+        return plan
 
-    def _keep(self, log_file: PlanLog, state: ClusterState, now_s: float, plan: Plan) -> None:
+    def _keep(self, policy: str, state: ClusterState, now_s: float, plan: Plan) -> None:
         """Log a plan; a full disk must not stop planning."""
+        if self._log is None:
+            return
         try:
-            log_file.add(state, now_s, plan)
+            self._log.add(policy, state, now_s, plan)
         except OSError as error:
             log.error("plans are not logged any more", error=str(error))
             self._log = None
@@ -212,15 +222,16 @@ class Planning:
             retry_after_s = drain_s(tokens[waiting.held.tier], self.cluster.workers.values())
             await self._end(waiting, End(State.EXPIRED, "patience_exceeded", detail, retry_after_s))
 
-    async def _refuse_impossible(self, workers: Collection[Worker], lead: Lead, now_s: float) -> None:
+    async def _refuse_impossible(self, lead: Lead, now_s: float) -> None:
         """At once, whatever its sender wants on overload, and under any policy: this is no overload."""
-        for waiting in self.window.undecided() if workers else ():
-            held = waiting.held
-            reason = unattainable(held, workers)
-            if reason is not None and held.objective is not None:
-                ttft_ms, tpot_ms = held.objective.ttft_s * 1e3, held.objective.tpot_s * 1e3
-                decision = Decision(Verdict.REJECTED, reason, self._cycle, now_s, ttft_ms, tpot_ms)
-                await self._reject(waiting, decision, lead, now_s)
+        fresh = self.window.undecided() if self.cluster.workers else []
+        if not fresh:
+            return
+        state = self._state([waiting.held for waiting in fresh], now_s)
+        plan = self._refusing.plan(state, now_s)
+        if plan.reject:
+            self._keep(IMPOSSIBLE, state, now_s, plan)
+            await self._apply(plan, lead, now_s, state)
 
     async def _apply(self, plan: Plan, lead: Lead, now_s: float, state: ClusterState) -> None:
         hop_s, plan = state.hop_s, self._with_inputs(plan, now_s, state)

@@ -106,20 +106,18 @@ class PlanLog:
     def __init__(
         self,
         path: Path,
-        policy: str,
         options: PlannerOptions | None = None,
         max_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._path = path
-        self._policy = policy
         self._options = asdict(options or PlannerOptions())
         self._max_bytes = max_bytes
         self._survival: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = path.open("ab")
 
-    def add(self, state: ClusterState, now_s: float, plan: Plan) -> None:
-        """Write one plan; plans that decide nothing are left out."""
+    def add(self, policy: str, state: ClusterState, now_s: float, plan: Plan) -> None:
+        """Write one plan of a policy named so; plans that decide nothing are left out."""
         if not (plan.dispatch or plan.defer or plan.reject):
             return
         version = None if state.survival is None else state.survival.version
@@ -128,7 +126,7 @@ class PlanLog:
             self._write(encode(SurvivalEntry(state.survival.version, tables)))
             self._survival = version
         entry = PlanEntry(
-            self._policy,
+            policy,
             self._options,
             now_s,
             state.cycle,

@@ -6,6 +6,7 @@ from admission.options import PlannerOptions
 from admission.plan import Policy
 from admission.policies.edf import EarliestDeadlineFirst
 from admission.policies.fcfs import FirstComeFirstServed
+from admission.policies.impossible import RefuseImpossible
 from admission.policies.ours import Ours
 from admission.policies.slos_serve import SlosServe
 from common.settings import Settings
@@ -15,7 +16,9 @@ POLICIES: Mapping[str, Callable[[PlannerOptions], Policy]] = {
     "slos-serve": lambda _: SlosServe(),
     "edf": lambda _: EarliestDeadlineFirst(),
     "fcfs": lambda _: FirstComeFirstServed(),
+    "impossible": lambda _: RefuseImpossible(),
 }
+"""``impossible`` is asked before any of the others, and can't be chosen alone."""
 
 
 def make_policy(name: str, settings: Settings | None = None) -> Policy:

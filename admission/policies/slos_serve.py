@@ -2,8 +2,8 @@
 
 Each request belongs to a replica when it comes. A replica selects its new requests by dynamic programming in order of
 prefill deadline; what runs can't be dropped. Who is declined asks the next replica, and in the end becomes best
-effort, which uses what is left over. Speculation lengths by tier come with the plan. A replica is a prefill worker
-with itself, or with a decode worker where roles are kept apart.
+effort, which uses what is left over. What drafts would save counts in a replica's budget; how many tokens are drafted
+is for engines to choose. A replica is a prefill worker with itself, or with a decode worker where roles are kept apart.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from admission.lanes import KV_LIMIT, Lane, lanes_of, pool
-from admission.paper import Newcomer, Replica, accept, speculation
+from admission.paper import Newcomer, Replica, accept
 from admission.plan import ClusterState, Held, Plan, Running
 from common.messages import Decision, Overload, Stage, Verdict
 
@@ -64,8 +64,7 @@ class SlosServe:
             _decline(cycle, one)
         for one in sorted((one for one in state.held if _unpromised(cycle, one)), key=_age):
             _leave_over(cycle, one)
-        lengths = self._lengths(cycle)
-        return Plan(cycle.dispatch, cycle.defer, cycle.reject, _wake_s(cycle), lengths)
+        return Plan(cycle.dispatch, cycle.defer, cycle.reject, _wake_s(cycle))
 
     def _ask(self, cycle: _Cycle, pair: _Pair, asking: Sequence[Held]) -> list[Held]:
         """Admit whom the replica selects; returns the others."""
@@ -74,17 +73,6 @@ class SlosServe:
         for i in accepted:
             _admit(cycle, pair, ordered[i])
         return [one for i, one in enumerate(ordered) if i not in accepted]
-
-    def _lengths(self, cycle: _Cycle) -> dict[str, int]:
-        tiers: dict[str, float] = {}
-        counts: Counter[str] = Counter()
-        for running in cycle.state.running:
-            if running.objective is not None:
-                tiers[running.tier] = running.objective.tightest_tpot_s
-                counts[running.tier] += 1
-        replica = cycle.pairs[0].replica
-        per_replica = [(tier, tiers[tier], counts[tier] / len(cycle.pairs)) for tier in sorted(tiers)[:4]]
-        return speculation(per_replica, replica.latency, self._acceptance)
 
 
 def _pairs(state: ClusterState, now_s: float, acceptance: float) -> list[_Pair]:

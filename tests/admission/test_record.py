@@ -23,10 +23,10 @@ NOW_S = 100.0
 
 
 def a_plan(path: Path, max_bytes: int = 1 << 20, count: int = 1) -> None:
-    log = PlanLog(path, "ours", max_bytes=max_bytes)
+    log = PlanLog(path, max_bytes=max_bytes)
     for _ in range(count):
         state = make_state([make_held()])
-        log.add(state, NOW_S, Ours().plan(state, NOW_S))
+        log.add("ours", state, NOW_S, Ours().plan(state, NOW_S))
     log.close()
 
 
@@ -43,9 +43,9 @@ def test_a_replay_decides_as_the_log_says(tmp_path: Path, seed: int) -> None:
     follower.run(workload(rng, 20, model, 20.0))
     path = tmp_path / f"{seed}.log"
     path.unlink(missing_ok=True)
-    log = PlanLog(path, "ours")
+    log = PlanLog(path)
     for state, now_s, plan in follower.plans:
-        log.add(state, now_s, plan)
+        log.add("ours", state, now_s, plan)
     log.close()
     assert list(replay(path)) == []
     assert len(list(read_log(path))) > 0
@@ -86,8 +86,8 @@ def test_a_log_from_before_pulls_and_drafts_were_measured_is_read_as_without(tmp
 
 def test_what_is_read_is_what_was_planned(tmp_path: Path) -> None:
     state = make_state([make_held()], workers=measured_fleet(), arriving=1234.5)
-    log = PlanLog(tmp_path / "log", "ours")
-    log.add(state, NOW_S, Ours().plan(state, NOW_S))
+    log = PlanLog(tmp_path / "log")
+    log.add("ours", state, NOW_S, Ours().plan(state, NOW_S))
     log.close()
     [(_, read)] = read_log(tmp_path / "log")
     assert read == replace(state, held=tuple(state.held), running=())

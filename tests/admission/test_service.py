@@ -365,6 +365,25 @@ async def test_plans_are_logged_and_replay_to_the_same_decisions(tmp_path: Path)
     assert list(replay(path)) == []
 
 
+async def test_refusals_of_what_is_impossible_and_plans_of_the_fallback_are_logged_and_replay(tmp_path: Path) -> None:
+    path, bus = tmp_path / "plans.log", MemoryBus()
+    impossible = arriving(slo=Slo(ttft_ms=0.5, ttft_slowdown=None, tpot_ms=100.0))
+    possible = arriving()
+    async with running_pipeline(bus, policy="edf", plan_log=path) as pipeline:
+        await bus.submit(impossible, 100)
+        record = await pipeline.ended(impossible.id)
+        assert record.decision is not None
+        assert record.decision.inputs["need_tokens"] == len(impossible.prompt)
+        pipeline.services[0].planning.use(Broken())
+        await bus.submit(possible, 100)
+        await pipeline.ended(possible.id)
+    entries = [entry for entry, _ in read_log(path)]
+    assert [entry.policy for entry in entries] == ["impossible", "fcfs"]
+    assert [[one.request for one in entry.reject] for entry in entries] == [[impossible.id], []]
+    assert [one.request for one in entries[1].dispatch] == [possible.id]
+    assert list(replay(path)) == []
+
+
 async def test_the_product_s_policy_serves_promised_and_offline_work() -> None:
     bus = MemoryBus()
     async with running_pipeline(bus, prefill=2, decode=2, policy="ours") as pipeline:

@@ -58,11 +58,6 @@ def test_without_workers_nothing_is_decided() -> None:
     assert plan(make_state([make_held()], workers={}), NOW_S) == Plan({}, {}, {})
 
 
-def test_speculation_lengths_by_tier_come_with_the_plan() -> None:
-    outcome = plan(make_state([make_held()], [make_running(prefill_worker="p", decode_worker="d")]), NOW_S)
-    assert set(outcome.speculation) == {"chat"}
-
-
 @given(st.integers(0, 10**6))
 @settings(max_examples=10)
 def test_everything_ends(seed: int) -> None:

@@ -20,8 +20,8 @@ def write_log(path: Path, change_reason: str | None = None) -> None:
     if change_reason is not None:
         dispatch = {name: replace(decision, reason=change_reason) for name, decision in plan.dispatch.items()}
         plan = replace(plan, dispatch=dispatch)
-    log = PlanLog(path, "edf")
-    log.add(state, NOW_S, plan)
+    log = PlanLog(path)
+    log.add("edf", state, NOW_S, plan)
     log.close()
 
 
