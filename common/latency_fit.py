@@ -45,7 +45,7 @@ def fit(samples: Sequence[StepSample], prior: LatencyModel) -> LatencyModel:
     fitted = _refine(features, seconds, [len(ring) for ring in rings if ring], start, len(prior.pieces))
     floor = np.zeros_like(start)
     floor[: 3 * len(prior.pieces) : 3] = TOKEN_FLOOR * start[: 3 * len(prior.pieces) : 3]
-    model = _model(np.maximum(fitted, floor), len(prior.pieces))
+    model = model_of(np.maximum(fitted, floor), len(prior.pieces))
     return model if median_error(samples, model) <= median_error(samples, prior) else prior
 
 
@@ -55,7 +55,7 @@ def median_error(samples: Sequence[StepSample], model: LatencyModel) -> float:
     if not kept:
         return 0.0
     features = np.array([_row(sample) for sample in kept])
-    predicted = _predict(features, _coefficients(model), len(model.pieces))[0]
+    predicted = predict(features, _coefficients(model), len(model.pieces))[0]
     return float(np.median(np.abs(np.log(np.array([sample.seconds for sample in kept]) / predicted))))
 
 
@@ -82,13 +82,14 @@ def _coefficients(model: LatencyModel) -> Array:
     return np.array([*pieces, model.k_seq, model.k_kv, model.k_attn])
 
 
-def _model(values: Array, pieces: int) -> LatencyModel:
+def model_of(values: Array, pieces: int) -> LatencyModel:
+    """The model of so many pieces (three values each) and the additive terms; raises ProfileError if it is none."""
     numbers = [float(value) for value in values]
     parts = tuple(Piece(*numbers[3 * i : 3 * i + 3]) for i in range(pieces))
     return LatencyModel(parts, *numbers[3 * pieces :])
 
 
-def _predict(features: Array, values: Array, pieces: int) -> tuple[Array, npt.NDArray[np.intp]]:
+def predict(features: Array, values: Array, pieces: int) -> tuple[Array, npt.NDArray[np.intp]]:
     """Seconds of each sample and the roofline piece that it lies on."""
     linear = features[:, :3] @ values[: 3 * pieces].reshape(pieces, 3).T
     active = np.argmax(linear, axis=1)
@@ -99,12 +100,12 @@ def _predict(features: Array, values: Array, pieces: int) -> tuple[Array, npt.ND
 def _refine(features: Array, seconds: Array, rings: Sequence[int], prior: Array, pieces: int) -> Array:
     """Alternate between fitting and pulling outliers in; relative to the prediction, ring by ring."""
     scale = _scale(features, seconds, prior, pieces)
-    shift = float(np.exp(np.median(np.log(seconds / _predict(features, prior, pieces)[0]))))
+    shift = float(np.exp(np.median(np.log(seconds / predict(features, prior, pieces)[0]))))
     values = prior * shift
     weight = np.concatenate([np.full(count, max(rings) / count) ** 0.5 for count in rings])
     best, least = prior, math.inf
     for number in range(ROUNDS):
-        predicted, active = _predict(features, values, pieces)
+        predicted, active = predict(features, values, pieces)
         error = np.log(seconds / predicted)
         middle = float(np.mean([np.median(np.abs(part)) for part in _split(error, rings)]))
         if number and middle < least:  # the first is the shifted prior: a start, not a result
@@ -143,10 +144,10 @@ def _ridge_solve(rows: Array, target: Array, prior: Array, scale: Array) -> Arra
     """Non-negative minimum of ``|rows @ c - target|^2 + RIDGE * |(c - prior) / scale|^2``."""
     scaled = rows * scale
     gram = scaled.T @ scaled + RIDGE * np.eye(len(prior))
-    return np.asarray(scale * _non_negative(gram, scaled.T @ target + RIDGE * prior / scale))
+    return np.asarray(scale * non_negative(gram, scaled.T @ target + RIDGE * prior / scale))
 
 
-def _non_negative(gram: Array, right: Array) -> Array:
+def non_negative(gram: Array, right: Array) -> Array:
     """Minimise ``x.gram.x/2 - right.x`` over x >= 0 by active sets (Lawson and Hanson), ``gram`` positive definite."""
     free = np.zeros(len(right), dtype=bool)
     x = np.zeros(len(right))
