@@ -12,6 +12,7 @@ from math import floor, inf, sqrt
 from common.batching import Batch, BatchState, Candidate
 from common.batching_table import CREDIT, HURRY, LATE, LEAST, LOOSE, PACE, SKIP, WHOLE
 from common.latency_model import Batch as Work
+from common.slo import slack_s
 
 
 class Got(Enum):
@@ -101,7 +102,7 @@ class Filling:
 
     def distance_s(self, c: Candidate) -> float:
         """From now to when the next token is due, less the margin."""
-        return (c.due_s - self._now_s) * (1 - self._state.former.margin)
+        return slack_s(c.due_s, self._now_s) * (1 - self._state.former.margin)
 
     def lengths_s(self, decoders: list[Candidate], needed_s: float, base_s: float) -> tuple[float, float, float]:
         """How long the batch may be for promised prompts, for best effort, and for a first prompt that is not cut.
@@ -118,7 +119,7 @@ class Filling:
         for c in decoders:
             room_s = max(self.distance_s(c), needed_s)
             strict_s = min(strict_s, room_s)
-            if c.due_s - self._now_s < needed_s:
+            if slack_s(c.due_s, self._now_s) < needed_s:
                 margin = 1 - self._state.former.margin
                 pace_s = (c.due_s + (c.checked_in - 1) * c.tpot_s - self._now_s) / c.checked_in * margin
                 room_s = max(pace_s if pace_s >= needed_s else c.tpot_s * margin, needed_s / HURRY)

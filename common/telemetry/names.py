@@ -10,6 +10,7 @@ from opentelemetry.util.types import AttributeValue
 
 from common.keys import PLANNERS
 from common.messages import Decision, End, HandOff, Request, State, Work
+from common.slo import slack_s
 
 Attributes = dict[str, AttributeValue | None]
 
@@ -211,7 +212,7 @@ def transfer_attributes(hand_off: HandOff, started_s: float, notes: Mapping[str,
 
 def slack_event(position: int, time_s: float, due_s: float) -> tuple[str, float, Attributes]:
     """Event of a decode span: how much earlier than due a token came (negative: later)."""
-    return (SLACK, time_s, {POSITION: position, SLACK_MS: (due_s - time_s) * 1e3})
+    return (SLACK, time_s, {POSITION: position, SLACK_MS: slack_s(due_s, time_s) * 1e3})
 
 
 def chunk_event(tokens: int, computed: int, time_s: float) -> tuple[str, float, Attributes]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from common.codec import Tokens
 from common.engine.interface import Chunk, Engine, Job, Output
 from common.messages import End, Frame, HandOff, Stage, State, Verdict, Work
-from common.slo import Objective
+from common.slo import Objective, slack_s
 from common.worker.outbox import Outbox
 
 LEASE_SHARE = 1 / 3
@@ -149,7 +149,7 @@ class WorkJob:
         tpot_s = self._objective.tightest_tpot_s
         start_s = max(self._objective.prefill_due_s, self.work.first_token_s or times[0])
         due_s = start_s + tpot_s * (len(self._generated) - new)
-        return self._linger_s if due_s - frame.time_s > DUE_SHARE * self._linger_s else 0.0
+        return self._linger_s if slack_s(due_s, frame.time_s) > DUE_SHARE * self._linger_s else 0.0
 
     def _notes(self, output: Output, now_s: float, first: bool) -> dict[str, float]:
         notes = dict(output.notes)

@@ -193,6 +193,18 @@ def test_an_iteration_s_end_is_estimated_from_when_the_one_before_it_ended() -> 
     assert expected_ms(NOW_S - 0.06) == pytest.approx(expected_ms(NOW_S - 0.04) - 20, abs=1)
 
 
+def test_who_is_held_gives_way_to_more_value_and_who_was_sent_does_not() -> None:
+    one = make_held(need_tokens=2000, objective=due_in(1.0))
+    better = make_held(need_tokens=2000, objective=due_in(1.0), value=3.0)
+    worker, sent = make_worker(id="a"), busy("a", prompts=2)
+    before = plan(state_of([one], [worker], sent), hold_s=math.inf)
+    assert (before.dispatch, before.defer) == ({}, {})
+    after = plan(state_of([one, better], [worker], sent), hold_s=math.inf)
+    assert (list(after.dispatch), list(after.defer)) == ([], [one.id])
+    now_sent = [*sent, replace(busy("a", prompts=1)[0], id=one.id, objective=one.objective)]
+    assert list(plan(state_of([better], [worker], now_sent), hold_s=math.inf).defer) == [better.id]
+
+
 def test_a_hold_ends_when_it_has_lasted_long_enough() -> None:
     held = [make_held(need_tokens=2000, objective=due_in(5.0 + i)) for i in range(2)]
     state = state_of(held, [make_worker(id="a")])
