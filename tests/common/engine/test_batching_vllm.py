@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -45,11 +46,31 @@ PLANNED_ASYNC = "common.engine.vllm_batching.PlannedAsyncScheduler"
 DRAFT = "bench/tiny_model/draft"
 
 
+def schedule_ahead(patch: pytest.MonkeyPatch) -> None:
+    """As on GPUs; vLLM's CPU platform switches it off, last of all, because a CPU gains nothing from it."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_and_schedule_ahead(config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = True
+
+    patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(check_and_schedule_ahead))
+
+
 @asynccontextmanager
-async def running(model: str, scheduler_cls: str | None = None, **changes: object) -> AsyncIterator[Started]:
+async def running(
+    model: str, scheduler_cls: str | None = None, asynchronous: bool = False, **changes: object
+) -> AsyncIterator[Started]:
+    """An engine; an ``asynchronous`` one schedules a step while the one before runs, as vLLM does on GPUs."""
     settings = make_settings(model=model, max_num_seqs=16, **changes)
     engine = VllmEngine(settings, scheduler_cls=scheduler_cls)
-    facts = await engine.start()
+    with pytest.MonkeyPatch.context() as patch:
+        if asynchronous:
+            schedule_ahead(patch)
+        facts = await engine.start()
+    assert engine._llm.vllm_config.scheduler_config.async_scheduling == asynchronous
     try:
         yield Started(engine, facts)
     finally:
@@ -83,15 +104,16 @@ async def test_random_batches_give_stock_tokens_with_prefix_caching_and_failures
         assert engine.engine.load().policy_errors > 0
 
 
-@pytest.mark.parametrize("scheduler", [RANDOM_ASYNC, PLANNED_ASYNC])
-async def test_over_the_asynchronous_scheduler_tokens_are_stock_tokens_too(
-    model: str, stock: list[Tokens], scheduler: str
+@pytest.mark.parametrize(("scheduler", "speculation"), [(RANDOM_ASYNC, "draft"), (PLANNED_ASYNC, "off")])
+async def test_steps_that_are_scheduled_while_others_run_give_stock_tokens_too(
+    model: str, stock: list[Tokens], scheduler: str, speculation: str
 ) -> None:
-    async with running(model, scheduler) as engine:
+    async with running(model, scheduler, asynchronous=True, speculation=speculation, draft_model=DRAFT) as engine:
         for _ in range(2):
             assert await answers(engine) == stock
         await until(engine.free)
         assert (engine.engine.load().policy_errors > 0) == (scheduler == RANDOM_ASYNC)
+        assert (engine.engine.load().draft_tokens > 1) == (speculation == "draft")
 
 
 @pytest.mark.parametrize("method", ["ngram", "draft"])
@@ -105,9 +127,10 @@ async def test_random_drafts_give_stock_tokens(model: str, stock: list[Tokens], 
 async def test_random_batches_and_drafts_give_stock_tokens_across_a_hand_off_and_leave_time_for_it(
     model: str, stock: list[Tokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"speculation": "draft", "draft_model": DRAFT}
+    options: dict[str, Any] = {"speculation": "draft", "draft_model": DRAFT}
     monkeypatch.setenv(LONGEST, str(tmp_path / "longest"))
-    async with running(model, RANDOM, **options) as producer, running(model, RANDOM, **options) as consumer:
+    asynchronous = running(model, RANDOM_ASYNC, asynchronous=True, **options)
+    async with running(model, RANDOM, **options) as producer, asynchronous as consumer:
         given = await asyncio.gather(*(handed_off(producer, consumer, job) for job in JOBS))
         assert list(given) == stock
         assert longest(tmp_path) == {Former().longest_s}
