@@ -69,7 +69,8 @@ class SimulatedEngine:
     ) -> None:
         tokens = preset.kv_tokens if preset else int(settings.kv_cache_gib * 2**30) // BYTES_PER_TOKEN
         self._id = f"simulated-{uuid.uuid4().hex[:12]}"
-        self._facts = _facts(settings, total_blocks or tokens // settings.block_size)
+        machine = f"simulated {preset.name}" if preset else "simulated"
+        self._facts = _facts(settings, total_blocks or tokens // settings.block_size, machine)
         self.latency = self._speed = latency or (preset.latency if preset else DEFAULT_LATENCY)
         self._samples: deque[StepSample] = deque(maxlen=_SAMPLES)
         self._registry = registry
@@ -326,7 +327,7 @@ class SimulatedEngine:
             raise EngineDead("the simulated engine is dead")
 
 
-def _facts(settings: Settings, total_blocks: int) -> Facts:
+def _facts(settings: Settings, total_blocks: int, machine: str) -> Facts:
     config: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((Path(settings.model) / "config.json").read_text())
@@ -339,7 +340,7 @@ def _facts(settings: Settings, total_blocks: int) -> Facts:
         total_blocks=total_blocks,
         max_seqs=settings.max_num_seqs,
         max_batch_tokens=settings.max_num_batched_tokens,
-        machine="simulated",
+        machine=machine,
     )
 
 

@@ -28,6 +28,7 @@ async def test_a_simulated_engine_has_the_speed_and_memory_of_its_preset() -> No
     engine = SimulatedEngine(make_settings(), preset=PRESET, clock=clock)
     facts = await engine.start()
     assert facts.total_blocks == PRESET.kv_tokens // 16
+    assert NAME in facts.kind
     assert engine.latency == PRESET.latency
     started_s = clock.now_s()
     [output] = [one async for one in engine.generate(Job("a", (20,) * 500, Sampling(max_tokens=1)))]
