@@ -147,7 +147,7 @@ async def test_nothing_accepted_is_lost_when_redis_is_killed_and_started_again(o
 
 async def test_a_redis_that_hangs_is_unavailable_and_back_when_it_goes_on(own_server: RedisServer) -> None:
     assert own_server.pid
-    async with RedisBus(own_server.url, KEYS, timeout_s=0.1) as bus:
+    async with RedisBus(own_server.url, KEYS, timeout_s=1.0) as bus:
         request = await queued(bus)
         os.kill(own_server.pid, signal.SIGSTOP)
         for verb in (bus.record(request.id), bus.replies("api", START, 0.05)):
