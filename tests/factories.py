@@ -1,6 +1,7 @@
 """Subjects of tests, each with defaults for all that a test does not care about."""
 
 import itertools
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,11 @@ def make_request(**changes: Any) -> Request:
         reply_to="api",
     )
     return replace(request, **changes)
+
+
+def arriving(**changes: Any) -> Request:
+    """A request that arrives now."""
+    return make_request(arrival_s=time.time(), **changes)
 
 
 def make_held(**changes: Any) -> Held:

@@ -32,8 +32,8 @@ _RIDGE = 1e-10
 def fit_grid(samples: Sequence[StepSample]) -> LatencyModel:
     """A model of one linear piece, or of two where that predicts steps better that it was not fitted to.
 
-    GPUs have a floor (weights are read whatever is computed) under a slope; one core has none. Raises ProfileError if
-    the samples allow no model.
+    GPUs have a floor (weights are read whatever is computed) under a slope. Raises ProfileError if the samples allow no
+    model.
     """
     if not samples:
         raise ProfileError("the engine reported no steps")

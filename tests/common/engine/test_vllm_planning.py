@@ -67,3 +67,12 @@ def test_a_vllm_that_the_policy_can_not_steer_forms_batches_by_itself(monkeypatc
     monkeypatch.delattr(Scheduler, "_preempt_request")
     with pytest.raises(EngineError, match="lacks _preempt_request"):
         check_internals()
+
+
+def test_batches_of_vllm_itself_need_no_check() -> None:
+    def check() -> None:
+        raise EngineError("this vLLM can't be steered")
+
+    assert possible("stock", check) == "stock"
+    assert possible("slo", check) == "stock"
+    assert possible("slo", lambda: None) == "slo"
