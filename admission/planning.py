@@ -73,6 +73,7 @@ class Planning:
         """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
         self._wanted.warm_up()
         if self._policy is self._meanwhile:  # nobody has chosen another
+            self._report.fallback(False)
             self._policy = self._wanted
 
     def use(self, policy: Policy) -> None:
@@ -183,7 +184,7 @@ class Planning:
             self._log = None
 
     def close(self) -> None:
-        """Write what the log of plans still has to write."""
+        """Close the log of plans."""
         if self._log is not None:
             self._log.close()
 

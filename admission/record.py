@@ -141,11 +141,12 @@ class PlanLog:
             state.arriving,
         )
         self._write(encode(entry))
+        self._file.flush()  # a planner that is killed leaves what it decided
         if self._file.tell() > self._max_bytes:
             self._rotate()
 
     def close(self) -> None:
-        """Write what is buffered and close."""
+        """Close the file; nothing can be added any more."""
         self._file.close()
 
     def _write(self, data: bytes) -> None:

@@ -93,7 +93,6 @@ class AdmissionService:
             log.exception("the policy can't be compiled; a simpler one plans on", policy=self._settings.policy)
             self._report.policy_failed()
         else:
-            self._report.fallback(False)
             log.info("planning", policy=self._settings.policy)
         await asyncio.Event().wait()
 

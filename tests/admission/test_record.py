@@ -51,6 +51,14 @@ def test_a_replay_decides_as_the_log_says(tmp_path: Path, seed: int) -> None:
     assert len(list(read_log(path))) > 0
 
 
+def test_what_was_planned_can_be_read_while_the_log_goes_on(tmp_path: Path) -> None:
+    log, state = PlanLog(tmp_path / "log"), make_state([make_held()])
+    for count in (1, 2):
+        log.add("ours", state, NOW_S, Ours().plan(state, NOW_S))
+        assert len(list(read_log(tmp_path / "log"))) == count
+    log.close()
+
+
 def test_a_replay_names_the_decision_that_differs(tmp_path: Path) -> None:
     a_plan(tmp_path / "log")
     differences = list(replay(tmp_path / "log", lambda _state, _now_s: Plan({}, {}, {})))
