@@ -84,7 +84,7 @@ def _note(notes: dict[str, float], event: Event) -> None:
         notes.setdefault("scheduled_s", event.values[0])
     elif event.kind == Kind.PULL_STARTED:
         notes["pull_seen_s"] = time.monotonic()
-    elif event.kind == Kind.PULLED:
+    elif event.kind == Kind.PULLED and "recomputed" not in notes:
         notes["kv_transfer_ms"], notes["kv_bytes"] = event.values[:2]
     elif event.kind in (Kind.PULL_FAILED, Kind.PULL_LATE):
         notes["recomputed"] = 1.0

@@ -94,7 +94,7 @@ async def test_a_consumer_dead_before_the_pull_leaves_the_producers_blocks_free(
     doomed.kill()
     with pytest.raises(EngineError):
         await decode(doomed, job, first)
-    await until(producer.free)
+    await until(producer.free, LEASE_S + 20)
     await doomed.engine.close()
     vllm_pool.forget("doomed")
 
