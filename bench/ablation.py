@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +20,11 @@ from rich.table import Table
 
 from admission.options import PlannerOptions
 from bench.case import Case
+from bench.results import raw
 from bench.search import geometric
 from bench.simulator.mode import SimMode, SimOptions
 from bench.simulator.systems import Ingredients, Tuning
-from bench.study import Study
+from bench.study import Found, Study
 from bench.workload import add_arrivals, spec_of
 from bench.workloads import SCENARIOS
 from common.errors import SlosError
@@ -79,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     add_arrivals(parser)
+    raw.add_out(parser)
     return parser
 
 
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
     if args.mode == "real":
-        return climb(args, arguments)
+        return climb(args, arguments, argv)
     scenarios = list(SCENARIOS) if args.scenarios == "all" else args.scenarios.split(",")
     variants = list(VARIANTS) if args.variants == "all" else list(dict.fromkeys([WHOLE, *args.variants.split(",")]))
     if unknown := (set(scenarios) - set(SCENARIOS)) | (set(variants) - set(VARIANTS)):
@@ -104,13 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (scenario, variant, _), one in zip(named, found, strict=True):
         rates.setdefault(scenario, {})[variant] = [rate / args.workers for rate in one.rates]
     result = {"capacity": _capacities(rates), "worth": worth(rates), "settings": _described(args)}
+    raw.keep(args.out, "bench.ablation", argv, result)
     if not args.json:
         Console().print(_table(result["worth"]))
     print(json.dumps(result))
     return 0
 
 
-def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
+def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """The real ladder; one scenario, two engines, lengths at a quarter and runs of 30 s unless given."""
     from bench.real.ablation import LADDER, cases
     from bench.real.mode import RealMode, RealOptions
@@ -128,12 +132,27 @@ def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
         with closing(RealMode(options)) as mode:
             wanted = cases(mode, Case("ours", spec, "", 2, args.tpot_scale), steps)
             found = Study(mode, args.attainment).run(wanted, seeds, args.rate)
-            result = {"steps": {one.case.system: one.as_json(2) for one in found}, **mode.described()}
+            result = {"steps": {one.case.system: step(one, args.rate) for one in found}, **mode.described()}
+            result |= {"rate": args.rate, "settings": _described(args)}
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(result | {"rate": args.rate, "settings": _described(args)}))
+    raw.keep(args.out, "bench.ablation", argv, result)
+    print(json.dumps(result))
     return 0
+
+
+def step(found: Found, rate: float | None) -> dict[str, Any]:
+    """A step's attainment at the rate, or its capacity, by seed."""
+    if rate is None:
+        return found.as_json(2)
+    points = found.points(1)
+    return {
+        "requests": sum(one["requests"] for one in points),
+        "attained": fmean(one["attainment"] for one in points),
+        "attained_strict": fmean(one["attainment_strict"] for one in points),
+        "by_seed": [one["attainment"] for one in points],
+    }
 
 
 class _Fixed(SimMode):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.engine_runs import SWITCHED, Answer, ask, greedy, random_model, random_prompt, running_engine, say, switch
+from bench.results import raw
 from common.engine.interface import Job
 from common.engine.vllm import VllmEngine
 from common.latency_model import LatencyModel
@@ -87,10 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--load", type=float, default=0.5, help="share of the prefill capacity that prompts ask for")
     parser.add_argument("--quick", action="store_true", help="short and of few chunks: whether it runs, not how well")
+    raw.add_out(parser)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.duration, arguments.seeds = 6.0, 1
-    print(json.dumps(asyncio.run(run(arguments))))
+    result = asyncio.run(run(arguments))
+    raw.keep(arguments.out, "bench.batch_policy", argv, result)
+    print(json.dumps(result))
 
 
 async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.engine_runs import greedy, random_model, random_prompt, running_engine, say
+from bench.results import raw
 from common.engine.interface import Job
 from common.engine.profile import evaluate, measure
 from common.engine.refine import Refiner
@@ -38,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parameters", default="25M")
     parser.add_argument("--requests", type=int, default=120, help="requests of the held-back traffic (default 120)")
     parser.add_argument("--quick", action="store_true", help="little traffic: whether it runs, not how well")
+    raw.add_out(parser)
     arguments = parser.parse_args(argv)
-    print(json.dumps(asyncio.run(run(arguments))))
+    result = asyncio.run(run(arguments))
+    raw.keep(arguments.out, "bench.latency_model", argv, result)
+    print(json.dumps(result))
 
 
 async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from bench.real.cpu import Usage, usage
 from bench.real.job import Answer, AnswerError, Job
 from bench.real.load import random_prompt
 from bench.real.systems import System, one_server, one_worker
+from bench.results import raw
 from common.messages import Slo
 
 PROMPT_TOKENS, LIGHT_TOKENS, OUTPUT_TOKENS = 256, 16, 64
@@ -76,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turn-seconds", type=float, default=8.0)
     parser.add_argument("--turns", type=int, default=3, help="of each when saturated")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of all processes here")
+    raw.add_out(parser)
     arguments = parser.parse_args(argv)
     with TemporaryDirectory() as folder:
         result = ending.run(run(arguments, arguments.log_dir or Path(folder)))
+    raw.keep(arguments.out, "bench.overhead", argv, result)
     print(json.dumps(result))
 
 

@@ -23,6 +23,7 @@ from admission.plan import ClusterState, Held, Running, Worker
 from admission.planner import Candidate, brute_force
 from admission.policies.ours import Ours
 from admission.table import RunningTable
+from bench.results import raw
 from common.latency_model import LatencyModel, Piece
 from common.messages import Overload, Stage
 from common.slo import Objective
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plans", type=int, default=300, help="plans for each figure (default 300)")
     parser.add_argument("--cases", type=int, default=2000, help="random cases against brute force (default 2000)")
     parser.add_argument("--seed", type=int, default=1)
+    raw.add_out(parser)
     args = parser.parse_args(argv)
     policy = Ours()
     note("compiling")
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result[f"{name}_cpu_p99_ms"] = round(percentile(cores_ms, 0.99), 4)
             note(f"{name}: p50 {result[name + '_p50_ms']} ms, p99 {result[name + '_p99_ms']} ms")
     result["table_update_us"] = round(table_update_us(), 3)
+    raw.keep(args.out, "bench.planner", argv, result)
     print(json.dumps(result))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.engine_runs import SWITCHED, Answer, ask, running_engine, say, switch
+from bench.results import raw
 from bench.tiny_model import DRAFT, TARGET
 from common.codec import Tokens
 from common.engine.interface import Job
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=["draft", "ngram"], default="draft")
     parser.add_argument("--rounds", type=int, default=3, help="times that each policy answers everything (default 3)")
     parser.add_argument("--quick", action="store_true", help="few questions once: whether it runs, not how well")
+    raw.add_out(parser)
     arguments = parser.parse_args(argv)
-    print(json.dumps(asyncio.run(run(arguments))))
+    result = asyncio.run(run(arguments))
+    raw.keep(arguments.out, "bench.speculation", argv, result)
+    print(json.dumps(result))
 
 
 async def run(arguments: argparse.Namespace) -> Mapping[str, Any]:

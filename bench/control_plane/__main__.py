@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up-s", type=float, default=3.0)
     parser.add_argument("--log-dir", type=Path, help="keep logs here")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the raw results that the results page shows")
+    raw.add_out(parser)
     return parser
 
 
@@ -197,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.quiet = args.json
     growth = ending.run(grow(args, workers, replicas), uvloop.new_event_loop)
     result = growth[-1] | {"growth": [{name: row[name] for name in GROWTH} | _cpu(row) for row in growth]}
-    if args.out is not None:
-        raw.write(args.out, raw.provenance("bench.control_plane", sys.argv[1:] if argv is None else argv) | result)
+    raw.keep(args.out, "bench.control_plane", argv, result)
     if not args.json:
         Console().print(table(growth))
     print(json.dumps(result))

@@ -21,6 +21,7 @@ from bench.metrics import Report, report
 from bench.outcome import Outcome
 from bench.real.calibration import Objectives
 from bench.real.mode import RealMode, RealOptions
+from bench.results import raw
 from bench.simulator.settings import SimulationSettings
 from bench.simulator.simulation import Simulation
 from bench.simulator.systems import SYSTEMS, Context, Tuning
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--parameters", default="50M")
     parser.add_argument("--log-dir", type=Path, metavar="DIR")
     add_arrivals(parser)
+    raw.add_out(parser)
     parser.set_defaults(length_scale=0.25)
     return parser
 
@@ -97,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps({system: as_json(figures) for system, figures in found.items()}))
+    result = {system: as_json(figures) for system, figures in found.items()}
+    raw.keep(args.out, "bench.real.validate", argv, result)
+    print(json.dumps(result))
     return 0
 
 

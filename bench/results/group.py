@@ -71,8 +71,7 @@ class Group:
         """How to make the raw files again; what differs by scenario is named once."""
         found: dict[str, None] = {}
         for raw in self.files.values():
-            command = re.sub(r" --(out|log-dir)[ =]\S+", "", str(raw["command"]))
-            found[re.sub(r"(--scenario[ =])\S+", r"\1SCENARIO", command)] = None
+            found[re.sub(r"(--scenario[ =])\S+", r"\1SCENARIO", command_of(raw))] = None
         return list(found)
 
     def commits(self) -> list[str]:
@@ -136,6 +135,11 @@ def _group(mode: str, preset: str, arrivals: str, files: Mapping[str, Found]) ->
         mode, preset, arrivals, {name: scenarios[name] for name in ordered},
         {name: raw for name, raw in files.items() if name in kept},
     )  # fmt: skip
+
+
+def command_of(raw: Found) -> str:
+    """The command, without where it wrote."""
+    return re.sub(r" --(out|log-dir)[ =]\S+", "", str(raw["command"]))
 
 
 def arrivals_of(settings: Found) -> str:

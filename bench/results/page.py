@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.results.group import DEPLOYED, LABELS, OURS, PAPER_COMPARED, Found, Group
+from bench.results.group import DEPLOYED, LABELS, OURS, PAPER_COMPARED, Found, Group, command_of
 from bench.results.rates import attained, heading
 from bench.results.table import table
 
@@ -142,13 +142,27 @@ def _provenance(group: Group) -> str:
 
 
 def _other(name: str, raw: Found) -> str:
-    told = f"**{name}**: `{raw['command']}` at {raw['commit']}{'+' if raw['dirty'] else ''}, "
+    module = raw["command"].split()[2]
+    told = f"### {_WHAT.get(module, name)}\n\n[{name}](results/{name}.json): `{command_of(raw)}` at "
+    told += f"{raw['commit']}{'+' if raw['dirty'] else ''}, "
     told += f"{raw['machine']['cores']} cores of {raw['machine']['cpu']}\n"
     values = [(key, _scalar(value)) for key, value in raw.items() if key not in _ABOUT and _is_plain(value)]
     tables = [_nested(key, value) for key, value in raw.items() if key not in _ABOUT]
-    return "\n".join([told, table(("what", "measured"), values), *filter(None, tables)])
+    measured = table(("what", "measured"), values) if values else None
+    return "\n".join([told, *filter(None, [measured, *tables])])
 
 
+_WHAT = {
+    "bench.ablation": "What each ingredient is worth",
+    "bench.batch_policy": "The batch policy on a real engine",
+    "bench.control_plane": "What the control plane carries",
+    "bench.latency_model": "The latency model against real steps",
+    "bench.overhead": "What the product adds to one stock server",
+    "bench.planner": "What a plan costs",
+    "bench.real.validate": "The simulator against real engines",
+    "bench.speculation": "Speculation by tier on a real engine",
+}
+"""Headings, by the command that measured."""
 _ABOUT = ("format", "command", "commit", "dirty", "date", "machine", "settings")
 
 
@@ -165,10 +179,14 @@ def _nested(name: str, value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(one, int | float) for one in value)
     return value is None or isinstance(value, str | int | float)
 
 
 def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_scalar(one) for one in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

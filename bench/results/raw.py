@@ -6,10 +6,12 @@ A file is the JSON object that the command printed (capacities and reports by sc
 same.
 """
 
+import argparse
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,17 @@ MEASURED = ("admission", "api", "common", "decode_worker", "prefill_worker", "be
 """What a figure depends on, as git pathspecs: a raw file is up to date while nothing of it has changed."""
 
 _ROOT = Path(__file__).parents[2]
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option of commands whose result the results page shows."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the raw results that the results page shows")
+
+
+def keep(path: Path | None, module: str, argv: Sequence[str] | None, result: Mapping[str, Any]) -> None:
+    """Write a command's result with where it comes from, if ``--out`` was given."""
+    if path is not None:
+        write(path, joined(provenance(module, sys.argv[1:] if argv is None else argv), result))
 
 
 def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from bench.ablation import main as ablation
+from bench.ablation import step
 from bench.capacity import main
 from bench.case import Case
-from bench.metrics import Report
+from bench.metrics import Report, report
+from bench.results import raw
 from bench.results.__main__ import main as results
-from bench.study import Study
+from bench.study import Found, Measured, Study
 from bench.workload import main as workload
 from bench.workloads.generate import WorkloadSpec
 
@@ -133,7 +136,7 @@ def test_a_workload_that_can_not_be_read_is_one_line_of_error(tmp_path: Path, ca
     assert "none" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_ablation_says_what_each_ingredient_is_worth(capsys: Capsys) -> None:
+def test_an_ablation_says_what_each_ingredient_is_worth(capsys: Capsys, tmp_path: Path) -> None:
     options = (
         "--workers",
         "1",
@@ -145,10 +148,26 @@ def test_an_ablation_says_what_each_ingredient_is_worth(capsys: Capsys) -> None:
         "speculation,slack batching",
         "--json",
     )
-    found = run(capsys, *options, "--scenarios", "coder", command=ablation)
+    found = run(capsys, *options, "--scenarios", "coder", "--out", str(tmp_path / "worth.json"), command=ablation)
     whole = found["capacity"]["coder"]["whole"]
     assert found["worth"] == {
         name: {"coder": pytest.approx(1 - found["capacity"]["coder"][name] / whole), "all": pytest.approx(lost["all"])}
         for name, lost in found["worth"].items()
     }
     assert set(found["worth"]) == {"speculation", "slack batching"}
+    kept = raw.read(tmp_path / "worth.json")
+    assert kept["worth"] == found["worth"]
+    assert kept["command"].startswith("python -m bench.ablation --workers 1")
+
+
+def test_a_real_step_is_told_at_its_rate_with_its_seeds() -> None:
+    case = Case("+ hold", WorkloadSpec("mixed", 4.0, 1.0, 1), "", 2)
+    nothing = replace(report([], 1.0), requests=10)
+    reports = {1: replace(nothing, attainment=0.9, attainment_strict=0.8), 2: replace(nothing, attainment=0.7)}
+    found = Found(case, {seed: Measured(4.0, {4.0: one}) for seed, one in reports.items()})
+    assert step(found, 4.0) == {
+        "requests": 20,
+        "attained": pytest.approx(0.8),
+        "attained_strict": pytest.approx((0.8 + nothing.attainment_strict) / 2),
+        "by_seed": [0.9, 0.7],
+    }

@@ -14,10 +14,10 @@ RATES = {"ours": 4.0, "vllm": 2.0, "slos-serve": 3.0, "bound": 5.0}
 def made(tmp_path: Path) -> Path:
     for scenario in ("mixed", "coder"):
         raw.write(tmp_path / "results" / f"{scenario}.json", study(scenario, RATES))
-    carried = {"requests_per_s": 321.5, "growth": [{"workers": 4, "cpu": 1.25}]}
+    carried = {"requests_per_s": 321.5, "growth": [{"workers": 4, "cpu": 1.25, "by_seed": [0.5, 0.75]}]}
     about = study("mixed", RATES)
     of = {name: about[name] for name in ("format", "commit", "dirty", "date", "machine")}
-    raw.write(tmp_path / "results" / "plane.json", of | {"command": "python -m bench.control_plane"} | carried)
+    raw.write(tmp_path / "results" / "plane.json", of | {"command": "python -m bench.control_plane --rate 5 --out plane.json"} | carried)
     (tmp_path / "README.md").write_text(f"# Name\n{BEGIN}\nold\n{END}\nrest\n")
     assert main(arguments(tmp_path)) == 0
     return tmp_path
@@ -40,7 +40,9 @@ def test_the_page_has_ratios_figures_and_where_they_come_from(made: Path) -> Non
 def test_other_measurements_stand_on_the_page_too(made: Path) -> None:
     page = (made / "results.md").read_text()
     assert "| requests_per_s | 321.5 |" in page
-    assert "| 4 | 1.25 |" in page
+    assert "| 4 | 1.25 | 0.5, 0.75 |" in page
+    assert "### What the control plane carries" in page
+    assert "`python -m bench.control_plane --rate 5` at abc1234567" in page
 
 
 def test_the_readme_has_the_table_between_its_markers_and_nothing_else_changed(made: Path) -> None:
