@@ -17,7 +17,8 @@ def made(tmp_path: Path) -> Path:
     carried = {"requests_per_s": 321.5, "growth": [{"workers": 4, "cpu": 1.25, "by_seed": [0.5, 0.75]}]}
     about = study("mixed", RATES)
     of = {name: about[name] for name in ("format", "commit", "dirty", "date", "machine")}
-    raw.write(tmp_path / "results" / "plane.json", of | {"command": "python -m bench.control_plane --rate 5 --out plane.json"} | carried)
+    of["command"] = "python -m bench.control_plane --rate 5 --out plane.json"
+    raw.write(tmp_path / "results" / "plane.json", of | carried)
     (tmp_path / "README.md").write_text(f"# Name\n{BEGIN}\nold\n{END}\nrest\n")
     assert main(arguments(tmp_path)) == 0
     return tmp_path
