@@ -143,15 +143,15 @@ def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser, argv: Se
 
 
 def step(found: Found, rate: float | None) -> dict[str, Any]:
-    """A step's attainment at the rate, or its capacity, by seed."""
+    """A step's attainment at the rate, or its capacity, by seed; ``met`` counts those without a promise too."""
     if rate is None:
         return found.as_json(2)
-    points = found.points(1)
     return {
-        "requests": sum(one["requests"] for one in points),
-        "attained": fmean(one["attainment"] for one in points),
-        "attained_strict": fmean(one["attainment_strict"] for one in points),
-        "by_seed": [one["attainment"] for one in points],
+        "requests": sum(one.requests for one in found.reports),
+        "attained": fmean(one.attainment for one in found.reports),
+        "attained_strict": fmean(one.attainment_strict for one in found.reports),
+        "met": fmean(one.met for one in found.reports),
+        "by_seed": [round(one.attainment, 5) for one in found.reports],
     }
 
 

@@ -171,5 +171,6 @@ def test_a_real_step_is_told_at_its_rate_with_its_seeds() -> None:
         "requests": 20,
         "attained": pytest.approx(0.8),
         "attained_strict": pytest.approx(0.7),
+        "met": pytest.approx(0.9),
         "by_seed": [0.9, 0.7],
     }
