@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,8 +55,8 @@ def joined(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
 
 
 def _portable(argument: str) -> str:
-    """An absolute path means nothing on other machines."""
-    return Path(argument).name if argument.startswith("/") else argument
+    """As a shell takes it; an absolute path means nothing on other machines."""
+    return shlex.quote(Path(argument).name if argument.startswith("/") else argument)
 
 
 def machine() -> dict[str, Any]:

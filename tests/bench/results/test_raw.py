@@ -54,6 +54,11 @@ def test_one_run_of_each_main_system_is_seen_from_near(written: Path) -> None:
     assert len(predicted["ttft_ms"]) == len(predicted["achieved_ttft_ms"]) > 0
 
 
+def test_the_command_is_told_as_a_shell_takes_it() -> None:
+    told = raw.provenance("bench.ablation", ["--variants", "+ hold,stock", "--out", "/tmp/a.json"])["command"]  # noqa: S108
+    assert told == "python -m bench.ablation --variants '+ hold,stock' --out a.json"
+
+
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"format": 0}))
