@@ -55,7 +55,7 @@ def test_one_run_of_each_main_system_is_seen_from_near(written: Path) -> None:
 
 
 def test_the_command_is_told_as_a_shell_takes_it() -> None:
-    told = raw.provenance("bench.ablation", ["--variants", "+ hold,stock", "--out", "/tmp/a.json"])["command"]  # noqa: S108
+    told = raw.provenance("bench.ablation", ["--variants", "+ hold,stock", "--out", "/tmp/a.json"])["command"]
     assert told == "python -m bench.ablation --variants '+ hold,stock' --out a.json"
 
 
