@@ -80,7 +80,8 @@ class Former:
     predicted, ``share`` of all tokens goes to best effort at least, and no batch is planned longer than
     ``longest_steps`` times that of a single token, or than ``longest_s``, unless decodes alone take half as long: so
     new arrivals are seen soon, and what a batch costs without any token is a small part of it. A first prompt that is
-    promised may make it :data:`~common.batching_table.WHOLE` times as long in steps.
+    promised may make it :data:`~common.batching_table.WHOLE` times as long in steps, and so may all while no deadline
+    is nearer than :data:`~common.batching_table.FAR` such batches.
     """
 
     margin: float = 0.05

@@ -8,7 +8,7 @@ from math import floor, inf, sqrt
 
 import numpy as np
 
-from common.batching_table import CREDIT, HURRY, LEAST, LOOSE, PACE, SKIP, Bools, Floats, Ints, Table, compiled
+from common.batching_table import CREDIT, FAR, HURRY, LEAST, LOOSE, PACE, SKIP, Bools, Floats, Ints, Table, compiled
 
 TOKENS, SEQS, KV, ATTENDED, DRAFTS, FREE, RUNNING, RESERVED, HEADROOM, PLACED, EVICTED = range(11)
 PLACE, NO_TIME, NO_ROOM = 0, 1, 2
@@ -27,7 +27,11 @@ def form(t: Table) -> tuple[int, int, float, float]:
     alone = len(decoders) + len(prompts) == 0
     base_s = _decode_s(t, spare, True) if alone else needed_s
     limit_s, strict_s, whole_s = _lengths(t, decoders, needed_s, base_s)
-    loose = _loose_ones(t, decoders, prompts, needed_s, limit_s)
+    for i in prompts:
+        tightest_s = min(tightest_s, _distance(t, i))
+    far = tightest_s > FAR * whole_s
+    limit_s = whole_s if far else limit_s
+    loose = _loose_ones(t, decoders, prompts, needed_s, inf if far else limit_s)
 
     for i in decoders:
         if not loose[i]:
@@ -224,8 +228,9 @@ def _add_spare(t: Table, at: Floats, spare: Ints, limit_s: float, most: float, d
 
 @compiled
 def _with_decode(t: Table, at: Floats, i: int, drafted: bool) -> float:
-    tokens = at[TOKENS] + 1 + (t.rows.drafts[i] if drafted else 0)
-    return _predicted(t, tokens, at[SEQS] + 1, at[KV] + t.rows.context[i], at[ATTENDED], at[DRAFTS])
+    drafts = t.rows.drafts[i] if drafted else 0
+    kv, longest = at[KV] + t.rows.context[i], max(at[DRAFTS], drafts)
+    return _predicted(t, at[TOKENS] + 1 + drafts, at[SEQS] + 1, kv, at[ATTENDED], longest)
 
 
 @compiled

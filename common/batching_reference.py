@@ -2,7 +2,8 @@
 
 A batch is as long as the tightest promised decode allows. All promised decodes take part, except that loose ones
 may skip when promised prompts wait and decodes would use much of the batch. Then best effort gets what it is owed,
-promised prompts get chunks by deadline, and best effort the rest.
+promised prompts get chunks by deadline, and best effort the rest. Where no deadline is near nobody skips, and batches
+are as long as any may be.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from enum import Enum, auto
 from math import floor, inf, sqrt
 
 from common.batching import Batch, BatchState, Candidate
-from common.batching_table import CREDIT, HURRY, LATE, LEAST, LOOSE, PACE, SKIP, WHOLE
+from common.batching_table import CREDIT, FAR, HURRY, LATE, LEAST, LOOSE, PACE, SKIP, WHOLE
 from common.latency_model import Batch as Work
 from common.slo import slack_s
 
@@ -36,7 +37,9 @@ def form_batch_reference(state: BatchState, now_s: float) -> Batch:
     promised = any(c.promised for c in rows)
     base_s = needed_s if promised else batch.decode_s([c for c in spare if decoding(c)], drafted=True)
     limit_s, strict_s, whole_s = batch.lengths_s(decoders, needed_s, base_s)
-    loose = batch.loose(decoders, prompts, needed_s, limit_s)
+    far = all(batch.distance_s(c) > FAR * whole_s for c in [*decoders, *prompts])
+    limit_s = whole_s if far else limit_s
+    loose = [] if far else batch.loose(decoders, prompts, needed_s, limit_s)
 
     for candidate in decoders:
         if candidate not in loose:
@@ -88,9 +91,16 @@ class Filling:
 
     # time
 
-    def seconds(self, tokens: int = 0, seqs: int = 0, kv_tokens: int = 0) -> float:
-        """Predicted duration of the batch, and of one with that much more."""
-        work = Work(self.tokens + tokens, self.seqs + seqs, self.kv_tokens + kv_tokens, self.attended, self.drafts)
+    def seconds(self) -> float:
+        """Predicted duration of the batch."""
+        work = Work(self.tokens, self.seqs, self.kv_tokens, self.attended, self.drafts)
+        return self._state.latency.seconds(work)
+
+    def with_decode_s(self, c: Candidate, drafted: bool) -> float:
+        """Predicted duration with this decode too."""
+        drafts = c.drafts if drafted else 0
+        tokens, kv_tokens = self.tokens + 1 + drafts, self.kv_tokens + c.context_tokens
+        work = Work(tokens, self.seqs + 1, kv_tokens, self.attended, max(self.drafts, drafts))
         return self._state.latency.seconds(work)
 
     def decode_s(self, decoders: list[Candidate], drafted: bool) -> float:
@@ -225,7 +235,7 @@ class Filling:
                 continue
             if not decoding(c):
                 got = self.prompt(c, limit_s, most - got_tokens)
-            elif self.seconds(1 + (c.drafts if drafted else 0), 1, c.context_tokens) <= limit_s:
+            elif self.with_decode_s(c, drafted) <= limit_s:
                 got = self.decode(c, drafted)
             else:
                 got = Got.NO_TIME

@@ -25,6 +25,8 @@ HURRY = 2 / 3
 """Share of a batch that late decodes may take while prompts wait."""
 WHOLE = 2.0
 """A first prompt may make a batch so many times longer than the longest rather than be cut."""
+FAR = 4.0
+"""Where no promise is due within so many batches of that length, all may be as long, and no decode skips any."""
 WORTH = 3.0
 """No batch is cut for what is pulled to less than so many decode steps: it would be fixed cost for the most part."""
 CREDIT = 256.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.batching import Batch, BatchState, Candidate, Columns, Former, Pull, form_batch, with_pulls
 from common.batching_reference import form_batch_reference
-from common.batching_table import HURRY
+from common.batching_table import FAR, HURRY, WHOLE
 from common.latency_model import LatencyModel, Piece
 from tests.common.batching import NOW_S, Loop, blocks, decoder, make_state, prompt, spare, work_of
 
@@ -31,7 +31,7 @@ def candidates(draw: st.DrawFn, number: int) -> Candidate:
         todo_tokens=todo,
         context_tokens=draw(st.integers(0, 3000)) if running else 0,
         arrival_s=NOW_S - draw(st.floats(0, 20)),
-        due_s=NOW_S + draw(st.floats(-1, 2)) if promised else inf,
+        due_s=NOW_S + draw(st.one_of(st.floats(-1, 2), st.floats(2, 60))) if promised else inf,
         tpot_s=draw(st.sampled_from([0.02, 0.05, 0.1])) if promised else inf,
         checked_in=draw(st.integers(1, 10)),
         drafts=draw(st.integers(0, 8)) if running and todo == 1 else 0,
@@ -82,10 +82,11 @@ def test_a_batch_lasts_some_steps_of_the_engine_and_only_a_first_prompt_makes_it
         state = make_state(rows, latency=model, max_tokens=1 << 20, former=former, free_blocks=1 << 20)
         return form_batch(state, NOW_S).seconds
 
-    whole = prompt(todo_tokens=tokens)
-    assert seconds(prompt(todo_tokens=10 * tokens)) == pytest.approx(longest_s, rel=0.01)
+    due_s = NOW_S + 4 * longest_s
+    whole = prompt(todo_tokens=tokens, due_s=due_s)
+    assert seconds(prompt(todo_tokens=10 * tokens, due_s=due_s)) == pytest.approx(longest_s, rel=0.01)
     assert seconds(whole) == pytest.approx(longest_s + base_s, rel=0.01)
-    assert seconds(prompt(todo_tokens=16), whole) == pytest.approx(longest_s, rel=0.01)
+    assert seconds(prompt(todo_tokens=16, due_s=due_s), whole) == pytest.approx(longest_s, rel=0.01)
     assert seconds(whole, former=replace(former, longest_s=longest_s)) == pytest.approx(longest_s, rel=0.01)
     assert seconds(whole, decoder(due_s=NOW_S + longest_s / 2)) <= longest_s / 2
 
@@ -189,6 +190,18 @@ def test_loose_decodes_skip_where_that_makes_room_for_a_prompt() -> None:
     batch = form_batch(make_state([tight, *loose, prompt()]), NOW_S)
     assert tight.id in batch.tokens
     assert not any(row.id in batch.tokens for row in loose)
+
+
+def test_where_no_deadline_is_near_batches_are_long_and_nobody_skips() -> None:
+    """Fixed cost is then all that batches can save: 60 decodes at 5 ms a batch and 0.1 ms a token and sequence."""
+    state = make_state([])
+    far_s = NOW_S + (FAR + 0.1) * state.former.within(state.latency, WHOLE)
+    loose, waiting = [decoder(due_s=far_s) for _ in range(60)], [prompt(todo_tokens=200, due_s=far_s)] * 2
+    rows = [*loose, *(replace(one, id=f"p{n}") for n, one in enumerate(waiting))]
+    assert form_batch(make_state(rows), NOW_S).tokens == {row.id: row.todo_tokens for row in rows}
+    short = form_batch(make_state([*rows, decoder(due_s=NOW_S + 0.05)]), NOW_S)
+    assert not any(row.id in short.tokens for row in loose)
+    assert short.seconds < 0.04  # twice what its decodes alone take
 
 
 def test_a_chunk_is_what_the_tightest_decode_leaves() -> None:
