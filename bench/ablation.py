@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates: dict[str, dict[str, Sequence[float]]] = {}
     for (scenario, variant, _), one in zip(named, found, strict=True):
         rates.setdefault(scenario, {})[variant] = [rate / args.workers for rate in one.rates]
-    result = {"capacity": _capacities(rates), "worth": worth(rates), "settings": _described(args)}
+    result = {"capacity": _capacities(rates), "worth": worth(rates), "settings": raw.settings(args)}
     raw.keep(args.out, "bench.ablation", argv, result)
     if not args.json:
         Console().print(_table(result["worth"]))
@@ -133,7 +133,7 @@ def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser, argv: Se
             wanted = cases(mode, Case("ours", spec, "", 2, args.tpot_scale), steps)
             found = Study(mode, args.attainment).run(wanted, seeds, args.rate)
             result = {"steps": {one.case.system: step(one, args.rate) for one in found}, **mode.described()}
-            result |= {"rate": args.rate, "settings": _described(args)}
+            result |= {"rate": args.rate, "settings": raw.settings(args)}
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -143,14 +143,15 @@ def climb(args: argparse.Namespace, arguments: argparse.ArgumentParser, argv: Se
 
 
 def step(found: Found, rate: float | None) -> dict[str, Any]:
-    """A step's attainment at the rate, or its capacity, by seed; ``met`` counts those without a promise too."""
+    """Shares of all seeds' requests at the rate, ``met`` of those without a promise too; or the step's capacity."""
     if rate is None:
         return found.as_json(2)
+    requests = [one.requests for one in found.reports]
     return {
-        "requests": sum(one.requests for one in found.reports),
-        "attained": fmean(one.attainment for one in found.reports),
-        "attained_strict": fmean(one.attainment_strict for one in found.reports),
-        "met": fmean(one.met for one in found.reports),
+        "requests": sum(requests),
+        "attained": fmean([one.attainment for one in found.reports], requests),
+        "attained_strict": fmean([one.attainment_strict for one in found.reports], requests),
+        "met": fmean([one.met for one in found.reports], requests),
         "by_seed": [round(one.attainment, 5) for one in found.reports],
     }
 
@@ -189,12 +190,6 @@ def worth(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[
 def _capacities(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
     return {
         scenario: {variant: geometric(values).mean for variant, values in by.items()} for scenario, by in rates.items()
-    }
-
-
-def _described(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, int | float | str | None) else str(value) for name, value in vars(args).items()
     }
 
 

@@ -97,7 +97,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for turn in range(arguments.turns):
             for name, system in systems.items():
                 await saturate(system, arguments.streams, arguments.turn_seconds, turn, saturated[name])
-    return figures(light, saturated) | {"requests": arguments.requests, "streams": arguments.streams}
+    return figures(light, saturated) | {"settings": raw.settings(arguments)}
 
 
 async def take_turns(systems: dict[str, System], requests: int) -> dict[str, Light]:

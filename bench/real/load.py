@@ -162,11 +162,11 @@ def random_prompt(rng: random.Random, tokens: int) -> list[int]:
     return rng.choices(range(FIRST_TOKEN, VOCABULARY), k=tokens)
 
 
-def undisturbed(run: Callable[[], list[Sent]]) -> list[Sent]:
+def undisturbed(run: Callable[[], list[Sent]], set_aside: Callable[[list[Sent], float], None]) -> list[Sent]:
     """A run in which no request was sent :data:`STOOD_STILL_S` late, or the last of :data:`RUNS`.
 
     The client needs 4 % of a CPU, so where it is as late the machine is taken to have been held, as virtual ones are
-    now and then.
+    now and then. Whatever it was, ``set_aside`` is told of each run that is repeated, and by how much it was late.
     """
     sent = run()
     for left in range(RUNS - 1, 0, -1):
@@ -174,6 +174,7 @@ def undisturbed(run: Callable[[], list[Sent]]) -> list[Sent]:
         if late_s <= STOOD_STILL_S:
             break
         say(f"a request was sent {late_s:.2f} s late: the run is repeated, {left} times at most")
+        set_aside(sent, late_s)
         sent = run()
     return sent
 

@@ -23,7 +23,7 @@ from bench.real.backends import Backend
 from bench.real.calibration import SEQUENCES, Calibration, Objectives, load, objectives_for
 from bench.real.chunks import CHUNKS, best_chunk
 from bench.real.cpu import Usage, usage
-from bench.real.load import DRAIN_S, Load, Sent, play, probe, undisturbed
+from bench.real.load import DRAIN_S, Load, Sent, play, probe, spans_s, undisturbed
 from bench.real.machine import Busy, busy
 from bench.real.measuring import measure
 from bench.real.systems import ENGINES, KINDS, Setup, System
@@ -81,6 +81,7 @@ class RealMode:
         self._held: dict[tuple[str, str], float] = {}
         self._chunks: dict[str, int] = {}
         self._steps: dict[str, float] = {}
+        self._set_aside: list[dict[str, Any]] = []
 
     def _logs_folder(self) -> Path:
         if self.options.log_dir is not None:
@@ -110,7 +111,20 @@ class RealMode:
         if self.options.stop_below is not None and not to_its_end:
             most_lost = math.floor(len(items) * (1 - self.options.stop_below))
         load = Load(items, objectives.slos(items), case.spec.seed, self.options.drain_s, most_lost)
-        sent = undisturbed(lambda: self._play(load, system))
+
+        def set_aside(sent: list[Sent], late_s: float) -> None:
+            attained = self._figures(case, sent).attainment
+            self._set_aside.append(
+                {
+                    "system": case.system,
+                    "rate": case.spec.rate,
+                    "seed": case.spec.seed,
+                    "sent_late_s": round(late_s, 3),
+                    "attained": round(attained, 5),
+                }
+            )
+
+        sent = undisturbed(lambda: self._play(load, system), set_aside)
         logs.write(logs.path_for(self._folder, case), sent, system.backend.promises)
         return sent
 
@@ -123,10 +137,12 @@ class RealMode:
         self._runner.run(probe(system.backend))
         return sent
 
-    def _report(self, case: Case, sent: Sequence[Sent]) -> Report:
+    def _figures(self, case: Case, sent: Sequence[Sent]) -> Report:
         promises = self.promises(case)
-        times = [one.arrival_s for one in sent]
-        found = report([one.outcome(promises) for one in sent], max(times) - min(times) or 1.0)
+        return report([one.outcome(promises) for one in sent], spans_s(sent))
+
+    def _report(self, case: Case, sent: Sequence[Sent]) -> Report:
+        found = self._figures(case, sent)
         holds = found.attainment >= (self.options.stop_below or 0.9) and found.stationary
         if holds:
             key = (_workload(case), case.system)
@@ -249,9 +265,9 @@ class RealMode:
         return self._calibration
 
     def described(self) -> dict[str, Any]:
-        """What a figure must say beside it."""
+        """What a figure must say beside it; ``set_aside`` are runs that were repeated, as a request was sent late."""
         calibration = self.calibration()
-        return {"machine": self._machine(calibration)}
+        return {"machine": self._machine(calibration), "set_aside": self._set_aside}
 
     def _machine(self, calibration: Calibration) -> dict[str, Any]:
         return {

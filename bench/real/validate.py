@@ -96,10 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 items = case.items()
                 outcomes = simulate(case, items, mode.objectives(case), preset, args.hop_ms / 1e3, args.noise)
                 found[case.system] = compare(ran, report(outcomes, len(items) / rate_of(items)))
+            described = mode.described()
     except (SlosError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    result = {system: as_json(figures) for system, figures in found.items()}
+    result = {system: as_json(figures) for system, figures in found.items()} | described
+    result["settings"] = raw.settings(args)
     raw.keep(args.out, "bench.real.validate", argv, result)
     print(json.dumps(result))
     return 0

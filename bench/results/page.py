@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.results.group import DEPLOYED, LABELS, OURS, PAPER_COMPARED, Found, Group, command_of
-from bench.results.rates import attained, heading
+from bench.results.rates import attained, heading, set_aside
 from bench.results.table import table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -42,7 +42,7 @@ def page(
     if rated:
         parts.append("## At given rates\n")
     for group in rated:
-        parts += [f"**{heading(group)}**\n", attained(group), _provenance(group)]
+        parts += filter(None, [f"**{heading(group)}**\n", attained(group), set_aside(group), _provenance(group)])
     if others:
         parts += ["## Other measurements\n", *(_other(name, raw) for name, raw in others.items())]
     return "\n".join(parts).rstrip() + "\n"
@@ -180,7 +180,7 @@ def _nested(name: str, value: Any) -> str:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(one, int | float) for one in value)
+        return bool(value) and all(isinstance(one, int | float) for one in value)
     return value is None or isinstance(value, str | int | float)
 
 

@@ -6,6 +6,7 @@ In bursts a capacity says which rate puts the first large clump into a run; at a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.real.load import STOOD_STILL_S
 from bench.results.group import LABELS, Found, Group, arrivals_of
 from bench.results.table import table
 
@@ -36,6 +37,18 @@ def attained(group: Group) -> str:
                 f"{_pooled(points, 'attainment'):.1%}", f"{_pooled(points, 'attainment_strict'):.1%}", seeds,
             ))  # fmt: skip
     return table(("scenario", "system", "requests", "attained", "at tolerance 0", "by seed"), rows)
+
+
+def set_aside(group: Group) -> str:
+    """Which runs were repeated and what they had attained; nothing of files that do not tell."""
+    (raw,) = group.files.values()
+    if "set_aside" not in raw:
+        return ""
+    told = "; ".join(
+        f"{LABELS[one['system']]}, seed {one['seed']}, attained {one['attained']:.3f} with {one['sent_late_s']:g} s"
+        for one in raw["set_aside"]
+    )
+    return f"Repeated, as the client had sent a request more than {STOOD_STILL_S:g} s late: {told or 'none'}.\n"
 
 
 def heading(group: Group) -> str:

@@ -36,6 +36,18 @@ def keep(path: Path | None, module: str, argv: Sequence[str] | None, result: Map
         write(path, joined(provenance(module, sys.argv[1:] if argv is None else argv), result))
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All options of a command, as plain values."""
+    return {
+        name: value
+        if isinstance(value, int | float | str | None)
+        else Path(value).name
+        if isinstance(value, Path)
+        else str(value)
+        for name, value in vars(arguments).items()
+    }
+
+
 def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
     """What a figure must say of how it came about; ``argv`` are the command's arguments."""
     return {

@@ -165,12 +165,12 @@ def test_a_real_step_is_told_at_its_rate_with_its_seeds() -> None:
     first = Report(
         10, 0.9, 0.8, 0.9, 0.9, 0.1, 0.0, 0.0, 0.0, (0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 1.0, 1.0, 1.0, 1.0, True, 0.0
     )  # fmt: skip
-    reports = {1: first, 2: replace(first, attainment=0.7, attainment_strict=0.6)}
+    reports = {1: first, 2: replace(first, requests=30, attainment=0.7, attainment_strict=0.6)}
     found = Found(case, {seed: Measured(4.0, {4.0: one}) for seed, one in reports.items()})
     assert step(found, 4.0) == {
-        "requests": 20,
-        "attained": pytest.approx(0.8),
-        "attained_strict": pytest.approx(0.7),
+        "requests": 40,
+        "attained": pytest.approx(0.75),
+        "attained_strict": pytest.approx(0.65),
         "met": pytest.approx(0.9),
         "by_seed": [0.9, 0.7],
     }

@@ -73,8 +73,11 @@ def test_a_run_in_which_the_machine_stood_still_is_repeated(late_s: tuple[float,
         found.append([Sent(item(), EASY, 1.0, sent_s=1.0 + next(made)), Sent(item(), EASY, 1.0)])
         return found[-1]
 
-    assert undisturbed(run) is found[-1]
+    aside = []
+    assert undisturbed(run, lambda sent, late_s: aside.append((sent, late_s))) is found[-1]
     assert len(found) == runs
+    assert [sent for sent, _ in aside] == found[:-1]
+    assert [round(seconds, 3) for _, seconds in aside] == list(late_s[: runs - 1])
 
 
 async def test_a_run_ends_once_too_many_are_lost_for_certain() -> None:

@@ -19,6 +19,13 @@ def made(tmp_path: Path) -> Path:
     of = {name: about[name] for name in ("format", "commit", "dirty", "date", "machine")}
     of["command"] = "python -m bench.control_plane --rate 5 --out plane.json"
     raw.write(tmp_path / "results" / "plane.json", of | carried)
+    aside = [{"system": "ours", "rate": 3.0, "seed": 1, "sent_late_s": 0.25, "attained": 0.9375}]
+    rated = {key: value for key, value in study("mixed", {"ours": 4.0}).items() if key != "capacity"}
+    rated["scenarios"]["mixed"]["ours"]["points"] = [
+        {"seed": 1, "requests": 30, "attainment": 1.0, "attainment_strict": 1.0},
+        {"seed": 2, "requests": 10, "attainment": 0.5, "attainment_strict": 0.4},
+    ]
+    raw.write(tmp_path / "results" / "rated.json", rated | {"rate": 3.0, "set_aside": aside})
     (tmp_path / "README.md").write_text(f"# Name\n{BEGIN}\nold\n{END}\nrest\n")
     assert main(arguments(tmp_path)) == 0
     return tmp_path
@@ -44,6 +51,12 @@ def test_other_measurements_stand_on_the_page_too(made: Path) -> None:
     assert "| 4 | 1.25 | 0.5, 0.75 |" in page
     assert "### What the control plane carries" in page
     assert "`python -m bench.control_plane --rate 5` at abc1234567" in page
+
+
+def test_a_study_at_one_rate_pools_requests_and_tells_which_runs_were_repeated(made: Path) -> None:
+    page = (made / "results.md").read_text()
+    assert "| mixed | slos-serve (ours) | 40 | 87.5% | 85.0% | 1.000, 0.500 |" in page
+    assert "0.1 s late: slos-serve (ours), seed 1, attained 0.938 with 0.25 s." in page
 
 
 def test_the_readme_has_the_table_between_its_markers_and_nothing_else_changed(made: Path) -> None:
