@@ -24,18 +24,20 @@ async def measure(backend: Backend) -> Calibration:
     """Zero-load TTFTs and steps of the backend's first server, which nobody else may use meanwhile."""
     server, rng = backend.targets[0], Random(0)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        await _ask(server, http, Job(0, random_prompt(rng, 256), 8))
-        zero_load = [(tokens, await _zero_load_s(server, http, tokens, rng)) for tokens in PROMPTS]
+        zero_load = await _zero_load(server, http, rng)
         steps = [(context, await _step_s(server, http, context, rng)) for context in CONTEXTS]
     return Calibration(_rising(zero_load), _rising(steps))
 
 
-async def _zero_load_s(server: Backend, http: aiohttp.ClientSession, tokens: int, rng: Random) -> float:
-    found = []
-    for _ in range(REPEATS):
-        begun_s, answer = await _ask(server, http, Job(0, random_prompt(rng, tokens), 2))
-        found.append(answer.token_times_s[0] - begun_s)
-    return median(found)
+async def _zero_load(server: Backend, http: aiohttp.ClientSession, rng: Random) -> list[tuple[int, float]]:
+    """By prompt, the median of :data:`REPEATS` rounds: a slow second is not one prompt's. A round before warms up."""
+    found: dict[int, list[float]] = {tokens: [] for tokens in PROMPTS}
+    for number in range(1 + REPEATS):
+        for tokens, seconds in found.items():
+            begun_s, answer = await _ask(server, http, Job(0, random_prompt(rng, tokens), 2))
+            if number:
+                seconds.append(answer.token_times_s[0] - begun_s)
+    return [(tokens, median(seconds)) for tokens, seconds in found.items()]
 
 
 async def _step_s(server: Backend, http: aiohttp.ClientSession, context: int, rng: Random) -> float:
@@ -58,8 +60,8 @@ async def _ask(server: Backend, http: aiohttp.ClientSession, job: Job) -> tuple[
 
 
 def _rising(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Noise must not make a longer prompt quicker."""
+    """Noise must not make a longer prompt quicker: it only ever adds, so nothing takes longer than what is longer."""
     found: list[tuple[int, float]] = []
-    for x, y in points:
-        found.append((x, max(y, found[-1][1]) if found else y))
-    return tuple(found)
+    for x, y in reversed(points):
+        found.append((x, min(y, found[-1][1]) if found else y))
+    return tuple(reversed(found))

@@ -1,8 +1,12 @@
+import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from bench.real.calibration import Calibration, load, mean_context, objective_of, objectives_for
+from bench.real.job import Answer, Job
+from bench.real.measuring import measure
 from bench.workloads import Item
 
 CALIBRATION = Calibration(((16, 0.01), (256, 0.07), (1024, 0.28)), ((64, 0.010), (256, 0.012)))
@@ -47,6 +51,30 @@ def test_the_last_round_of_a_session_has_a_looser_tpot() -> None:
     assert first is not None
     assert last is not None
     assert last.tpot_ms == 2 * first.tpot_ms
+
+
+class SlowToBegin:
+    """A server of 1 ms a prompt token and 10 ms a step, whose first requests and shortest prompts were held up."""
+
+    promises = False
+
+    def __init__(self) -> None:
+        self.targets = [self]
+        self.asked = 0
+
+    async def ask(self, _http: aiohttp.ClientSession, job: Job, answer: Answer) -> None:
+        self.asked += 1
+        held_up_s = 5.0 if self.asked <= 8 else 2.0 if len(job.prompt) == 16 else 0.0
+        first_s = time.time() + 1e-3 * len(job.prompt) + held_up_s
+        answer.token_times_s += [first_s + 0.01 * step for step in range(job.output_tokens)]
+
+
+async def test_what_was_held_up_when_measured_makes_nothing_else_slower() -> None:
+    found = await measure(SlowToBegin())
+    assert found.zero_load_s(64) == pytest.approx(0.064, abs=0.02)
+    assert found.zero_load_s(16) == found.zero_load_s(64)
+    assert found.zero_load_s(1024) == pytest.approx(1.024, abs=0.02)
+    assert found.step_s(512) == pytest.approx(0.01)
 
 
 def test_best_effort_has_no_objective() -> None:
