@@ -86,6 +86,21 @@ def test_systems_take_turns_seed_by_seed() -> None:
     assert mode.runs == [(name, seed) for seed in (1, 2, 3) for name in ("vllm", "ours")]
 
 
+class Failing(Noting):
+    """Its first run fails."""
+
+    def run(self, case: Case) -> Report:
+        super().run(case)
+        raise RuntimeError("did not start")
+
+
+def test_a_system_that_does_not_start_ends_the_study_before_others_run_for_nothing() -> None:
+    mode, spec = Failing(), WorkloadSpec("chatbot", 1.0, 10.0, 1)
+    with pytest.raises(RuntimeError, match="did not start"):
+        Study(mode).run([Case(name, spec, "", 2) for name in ("vllm", "ours")], (1, 2), rate=1.0)
+    assert mode.runs == [("vllm", 1)]
+
+
 def test_a_study_at_one_rate_is_on_the_results_page(tmp_path: Path, capsys: Capsys) -> None:
     out = tmp_path / "results" / "at-a-rate.json"
     options = ("--scenario", "chatbot", "--rate", "2", "--systems", "vllm,ours", "--seeds", "2", "--out", str(out))
