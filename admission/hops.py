@@ -15,7 +15,7 @@ PRIOR = 4
 """What is usual counts as so many samples: a few slow starts do not take everybody's promises away."""
 MOST_S = 2.0
 HISTORY = 256
-"""Samples, however old, that what is usual is learned from, anew after each :data:`LEARN_EVERY`."""
+"""Samples, however old, that what is usual is learned from, anew after each :data:`LEARN_EVERY`, and each at first."""
 LEARN_EVERY = 16
 QUICKEST = 0.25
 MOST_USUAL_S = 0.02
@@ -36,7 +36,7 @@ class HopEstimate:
         self._seen.append((now_s, min(MOST_S, late_s)))
         self._history.append(late_s)
         self._observed += 1
-        if self._observed % LEARN_EVERY == 0:
+        if self._observed < LEARN_EVERY or self._observed % LEARN_EVERY == 0:
             quick_s = sorted(self._history)[int(QUICKEST * (len(self._history) - 1))]
             self._usual_s = max(self._floor_s, min(MOST_USUAL_S, quick_s))
 

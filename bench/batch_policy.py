@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine_runs import SWITCHED, Answer, ask, greedy, random_model, random_prompt, running_engine, say, switch
+from bench.engine_runs import SWITCHED, Answer, ask, greedy, random_model, random_prompt, running_engine, switch
 from bench.results import raw
+from bench.saying import say
 from common.engine.interface import Job
 from common.engine.vllm import VllmEngine
 from common.latency_model import LatencyModel

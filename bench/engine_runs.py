@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.saying import say
 from common.codec import Tokens
 from common.engine.interface import Facts, Job
 from common.engine.profile import measure
@@ -23,11 +24,6 @@ FIRST_TOKEN, VOCABULARY = 300, 2000
 SWITCHED = "bench.switching.SwitchedScheduler"
 SWITCH = "switch:"
 """What the tier of a job that changes the policy of a switched engine begins with."""
-
-
-def say(text: str) -> None:
-    """Progress, for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def random_model(parameters: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine_runs import greedy, random_model, random_prompt, running_engine, say
+from bench.engine_runs import greedy, random_model, random_prompt, running_engine
 from bench.results import raw
+from bench.saying import say
 from common.engine.interface import Job
 from common.engine.profile import evaluate, measure
 from common.engine.refine import Refiner

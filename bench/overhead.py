@@ -21,13 +21,14 @@ import aiohttp
 import numpy as np
 
 from bench import ending
-from bench.engine_runs import random_model, say
+from bench.engine_runs import random_model
 from bench.real.backends import Backend
 from bench.real.cpu import Usage, usage
 from bench.real.job import Answer, AnswerError, Job
 from bench.real.load import random_prompt
 from bench.real.systems import System, one_server, one_worker
 from bench.results import raw
+from bench.saying import say
 from common.messages import Slo
 
 PROMPT_TOKENS, LIGHT_TOKENS, OUTPUT_TOKENS = 256, 16, 64

@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.engine_runs import SWITCHED, Answer, ask, running_engine, say, switch
+from bench.engine_runs import SWITCHED, Answer, ask, running_engine, switch
 from bench.results import raw
+from bench.saying import say
 from bench.tiny_model import DRAFT, TARGET
 from common.codec import Tokens
 from common.engine.interface import Job

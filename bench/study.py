@@ -10,10 +10,19 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from bench.case import Case, Mode
 from bench.metrics import Report
+from bench.saying import say
 from bench.search import PRECISION, geometric, highest, race
 
 TUNING_SEED = 70_001
@@ -110,13 +119,18 @@ class Study:
         with self._executor() as executor, self._progress() as progress:
             task = progress.add_task("tuning", total=len(cases) * (1 + len(seeds)), detail="")
 
-            def watched(work: "Future[Any]") -> "Future[Any]":
-                work.add_done_callback(lambda _: progress.advance(task))
-                return work
-
             def submit(function: Any, *arguments: Any) -> Any:
-                progress.update(task, detail=_named(arguments[1]))
-                return watched(executor.submit(function, *arguments))
+                named = _named(arguments[1])
+
+                def done(_: "Future[Any]") -> None:
+                    progress.advance(task)
+                    if not progress.console.is_terminal:  # where nothing can be drawn, a line for each
+                        say(_told(progress.tasks[task], named))
+
+                progress.update(task, detail=named)
+                work = executor.submit(function, *arguments)
+                work.add_done_callback(done)
+                return work
 
             tuned = [one.result() for one in [submit(tune, self, case) for case in cases]]
             progress.update(task, description="measuring")
@@ -160,6 +174,11 @@ class _Inline:
         done: Future[Any] = Future()
         done.set_result(function(*arguments))
         return done
+
+
+def _told(task: Task, done: str) -> str:
+    left = "" if task.time_remaining is None else f", about {task.time_remaining:.0f} s left"
+    return f"{task.description} {task.completed:.0f}/{task.total:.0f}: {done} after {task.elapsed or 0:.0f} s{left}"
 
 
 def _named(case: Case) -> str:

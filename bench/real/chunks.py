@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from bench.engine_runs import say
 from bench.real.backends import Backend, Stock
 from bench.real.load import Load, play, probe
 from bench.real.routing import RoundRobin
 from bench.real.servers import ServerOptions, start_all, stop_all
 from bench.real.systems import MAX_SEQS
+from bench.saying import say
 
 CHUNKS = (64, 128, 256, 512, 1024, 2048)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from bench.engine_runs import say
 from bench.outcome import Outcome
 from bench.real.backends import Backend
 from bench.real.calibration import objective_of
 from bench.real.job import FIRST_TOKEN, VOCABULARY, Answer, AnswerError, Job
+from bench.saying import say
 from bench.workloads.item import Item
 from common.messages import Slo, Verdict
 from common.slo import TOLERANCE

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.case import Case
 from bench.ending import exit_on_signals
-from bench.engine_runs import random_model, say
+from bench.engine_runs import random_model
 from bench.metrics import Report, report
 from bench.outcome import Outcome
 from bench.real import logs
@@ -27,6 +27,7 @@ from bench.real.load import DRAIN_S, Load, Sent, play, probe, spans_s, undisturb
 from bench.real.machine import Busy, busy
 from bench.real.measuring import measure
 from bench.real.systems import ENGINES, KINDS, Setup, System
+from bench.saying import say
 from bench.workloads import Arrivals, WorkloadSpec, generate
 from common.bus.redis import RedisBus
 from common.errors import WorkloadError

@@ -10,10 +10,10 @@ def seen(late_s: float, times: int) -> HopEstimate:
     return hops
 
 
-def test_without_recent_requests_it_is_the_floor_until_what_is_usual_is_known() -> None:
-    hops = seen(0.012, LEARN_EVERY - 1)
-    assert hops.seconds(100.0) == 0.012
-    assert hops.seconds(100.0 + WINDOW_S + 1) == 0.002
+def test_it_is_the_floor_until_the_first_token_and_what_was_seen_from_then_on() -> None:
+    assert seen(0.012, 0).seconds(100.0) == 0.002
+    assert seen(0.012, 1).seconds(100.0) == 0.012
+    assert seen(0.012, 1).seconds(100.0 + WINDOW_S + 1) == 0.012
 
 
 def test_without_recent_requests_it_is_what_the_quickest_quarter_had() -> None:
@@ -28,8 +28,8 @@ def test_after_nothing_but_bursts_it_is_bounded() -> None:
     assert seen(0.5, LEARN_EVERY).seconds(100.0 + WINDOW_S + 1) == MOST_USUAL_S
 
 
-def test_a_few_slow_starts_change_nothing_and_many_do() -> None:
-    assert seen(0.5, PRIOR).seconds(100.0) == 0.002
+def test_a_few_slow_starts_are_bounded_and_many_are_not() -> None:
+    assert seen(0.5, PRIOR).seconds(100.0) == MOST_USUAL_S
     assert seen(0.5, 2 * PRIOR).seconds(100.0) == 0.5
 
 

@@ -80,10 +80,12 @@ class Noting:
         pass
 
 
-def test_systems_take_turns_seed_by_seed() -> None:
+def test_systems_take_turns_seed_by_seed(capsys: Capsys) -> None:
     mode, spec = Noting(), WorkloadSpec("chatbot", 1.0, 10.0, 1)
     Study(mode).run([Case(name, spec, "", 2) for name in ("vllm", "ours")], (1, 2, 3), rate=1.0)
     assert mode.runs == [(name, seed) for seed in (1, 2, 3) for name in ("vllm", "ours")]
+    told = capsys.readouterr().err  # no terminal here, so a line for each piece of work
+    assert [f"{n}/8: chatbot {name} after" in told for n, name in enumerate(["vllm", "ours"] * 4, 1)] == [True] * 8
 
 
 class Failing(Noting):
