@@ -4,11 +4,13 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+AGAIN_S = 0.05
 
 
 def run(
@@ -45,8 +47,25 @@ def run(
 def exit_on_signals() -> None:
     """Make the same signals raise SystemExit, for commands that wait without a loop.
 
-    It may come between any two steps, also where exceptions are ignored. Raises ValueError outside of the main thread.
+    It may come between any two steps, but for destructors, whose exceptions are ignored: there it waits for their end.
+    Raises ValueError outside of the main thread.
     """
+    received: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if _in_destructor(frame):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            sys.exit(128 + received[0])
+
+    signal.signal(signal.SIGALRM, end)
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+            signal.signal(number, end)
+
+
+def _in_destructor(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None

@@ -61,3 +61,24 @@ async def test_of_a_command_that_is_killed_nothing_but_redis_is_left(tmp_path: P
         process.kill()
         await process.wait()
         await until(lambda: len(processes_of(tmp_path)) <= 1)
+
+
+IN_DESTRUCTOR = """
+import os, signal, time
+from bench.ending import exit_on_signals
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+exit_on_signals()
+Dropped()
+time.sleep(100)
+"""
+
+
+def test_a_signal_in_a_destructor_is_not_lost() -> None:
+    ended = subprocess.run([sys.executable, "-c", IN_DESTRUCTOR], check=False, timeout=60, stderr=subprocess.PIPE)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr == b""
