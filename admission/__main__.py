@@ -8,7 +8,7 @@ import asyncio
 from admission.service import AdmissionService
 from common.bus.redis import RedisBus
 from common.health import HealthServer
-from common.process import instance_id, run
+from common.process import instance_id, run, settle
 from common.settings import Settings
 from common.tiers import load_tiers
 
@@ -23,7 +23,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     """Run until SIGTERM, then give leadership back."""
     bus = RedisBus.connect(settings)
     tiers = load_tiers(settings.tiers_file, settings.tpot_scale)
-    service = AdmissionService(bus, settings, tiers, instance_id("admission"))
+    service = AdmissionService(bus, settings, tiers, instance_id("admission"), compiled=settle)
     try:
         async with HealthServer(settings.admission_host, settings.admission_port, service.readiness):
             await service.run(stop)

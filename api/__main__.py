@@ -15,6 +15,7 @@ READS = frozenset(
         *("redis_url", "redis_socket", "namespace", "model", "served_model_name", "max_model_len", "trust_remote_code"),
         *("thinking_start", "thinking_end"),
         *("tiers_file", "tpot_scale", "host", "port", "api_keys", "max_body_bytes", "keep_alive_s", "shutdown_s"),
+        "rehearsals",
         *("file_retention_s", "max_file_bytes", "log_format", "log_level", "trace_ratio"),
         *("trace_buffer_requests", "trace_buffer_s"),
     )

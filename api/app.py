@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +28,7 @@ from api.problems import (
     of_status,
     unavailable,
 )
+from api.rehearsal import Rehearsal
 from api.sse import ClientGone
 from common.bus.interface import Bus
 from common.errors import BusError, BusFull
@@ -36,14 +38,17 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(settings: Settings, bus: Bus, context: Context) -> FastAPI:
-    """The application; its lifespan runs the relay. The bus stays its caller's to close."""
+    """The application; its lifespan runs the relay and rehearses. The bus stays its caller's to close."""
     ingress = Ingress(bus, context, settings)
+    rehearsal = Rehearsal(ingress, settings.rehearsals)
     drain = Drain()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ingress.start()
+        rehearsal.start(partial(health.readiness, bus))
         yield
+        await rehearsal.stop()
         await ingress.stop()
 
     app: FastAPI = FastAPIOffline(  # Swagger UI without a CDN
@@ -56,6 +61,7 @@ def create_app(settings: Settings, bus: Bus, context: Context) -> FastAPI:
     app.state.bus = bus
     app.state.ingress = ingress
     app.state.drain = drain
+    app.state.rehearsal = rehearsal
     app.state.authenticator = Authenticator(settings)
     for router in (
         files.router,

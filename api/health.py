@@ -23,12 +23,14 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether requests can be served")
 async def readyz(request: Request) -> Response:
-    """200 once the queue answers, a planner leads and knows a worker of each kind; else 503 and what is missing."""
+    """200 once the queue answers, a planner leads and knows a worker of each kind, and requests of the api's own have
+    gone through all of them; else 503 and what is missing."""
     state = request.app.state
 
     async def checks() -> Mapping[str, bool]:
         found = await readiness(state.bus)
-        return {"accepting": not state.drain.draining, "relay": ingress_of(request).relay.reading.is_set(), **found}
+        here = {"accepting": not state.drain.draining, "relay": ingress_of(request).relay.reading.is_set()}
+        return {**here, **found, "rehearsed": state.rehearsal.done}
 
     results = await check(checks)
     missing = [name for name, holds in results.items() if not holds]

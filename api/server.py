@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from api.ingress import Ingress
 from api.middleware import Drain
+from api.rehearsal import Rehearsal
 from common.messages import End, State
 
 POLL_S = 0.05
@@ -68,6 +69,9 @@ class Server(uvicorn.Server):
         assert isinstance(drain, Drain)
         assert isinstance(ingress, Ingress)
         drain.draining = True
+        rehearsal = self._app.state.rehearsal
+        assert isinstance(rehearsal, Rehearsal)
+        await rehearsal.stop()
         until_s = asyncio.get_running_loop().time() + patience_s
         while ingress.open and asyncio.get_running_loop().time() < until_s:
             await asyncio.sleep(POLL_S)

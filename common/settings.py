@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * 1024 * 1024, gt=0, description="largest request body")
     keep_alive_s: float = Field(10.0, gt=0, description="between keep-alive comments of an idle SSE stream")
     shutdown_s: float = Field(30.0, ge=0, description="longest time that SIGTERM waits for open responses")
+    rehearsals: int = Field(
+        3, ge=0, le=100, description="requests that an api sends through the pipeline before it is ready; 0: none"
+    )
 
     # records and offline work
     retention_s: float = Field(3600.0, gt=0, description="how long ended requests can be looked up")

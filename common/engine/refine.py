@@ -67,6 +67,11 @@ class Refiner:
         batch = Batch(sample.tokens, sample.seqs, sample.kv_tokens, sample.attended, sample.draft_steps)
         self._drift.observe(batch, sample.seconds)
 
+    async def warm_up(self) -> None:
+        """Fit once to nothing that matters: what a first fit loads takes long, and holds up whatever is served."""
+        samples = [StepSample(tokens, 1, tokens, tokens % 2, 0, 1e-3 * tokens) for tokens in range(1, LEAST + 1)]
+        await asyncio.to_thread(_timed_fit, samples, self._base)
+
     async def run(self, collect: Callable[[], None]) -> None:
         """Refit now and then, in a thread of its own; ``collect`` brings new steps to :meth:`add`."""
         while True:

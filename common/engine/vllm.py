@@ -208,6 +208,7 @@ class VllmEngine:
             pass
         self.take_samples()
         self._refiner.forget()
+        await self._refiner.warm_up()
 
     async def _run(self, job: Job, attempt: Attempt, key: int) -> AsyncGenerator[Output, None]:
         output_tokens = list(job.generated[: len(job.generated) - len(attempt.replayed)])

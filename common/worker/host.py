@@ -24,6 +24,7 @@ from common.worker.calibrating import Calibrator, Profiles
 from common.worker.job import WorkJob
 from common.worker.outbox import Outbox
 from common.worker.pulls import PullPace
+from common.worker.rehearsal import rehearse
 
 log = get_logger(__name__)
 
@@ -71,7 +72,7 @@ class WorkerHost:
         self._facts: Facts | None = None
         self._jobs: dict[str, tuple[WorkJob, asyncio.Task[None]]] = {}
         self._kept: dict[str, HandOff] = {}
-        self._met: set[str] = set()
+        self._met = {self.id}
         self._pulls = PullPace()
         self._draining = False
         self._beaten = False
@@ -93,17 +94,11 @@ class WorkerHost:
         calibrator = Calibrator(self._engine, self.id, facts.kind, self._profiles)
         log.info("engine ready", worker=self.id, model=self._facts.model, blocks=self._facts.total_blocks)
         self._outbox = Outbox(self._bus, self.id, self._lost, self._engine.busy_until_s)
-        loops = [
-            asyncio.create_task(loop)
-            for loop in (
-                self._outbox.run(),
-                self._beat_loop(),
-                self._intake_loop(),
-                self._meet_loop(),
-                calibrator.run(),
-            )
-        ]
+        loops = [asyncio.create_task(self._outbox.run())]
         try:
+            await rehearse(self.id, self._engine, facts, self._outbox)
+            others = (self._beat_loop(), self._intake_loop(), self._meet_loop(), calibrator.run())
+            loops += [asyncio.create_task(loop) for loop in others]
             await self._until(stop, loops)
             await self._drain()
         finally:
@@ -195,8 +190,8 @@ class WorkerHost:
         """Shake hands with new peers, so that the first pull does not have to."""
         while True:
             with contextlib.suppress(BusUnavailable):
-                for name, state in (await self._bus.workers()).items():
-                    if state is not None and name != self.id and name not in self._met:
+                for name, state in (await self._bus.workers(but=self._met)).items():
+                    if state is not None:
                         self._met.add(name)
                         await self._meet(state)
             await asyncio.sleep(1.0)

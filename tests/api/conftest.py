@@ -40,7 +40,7 @@ class Api:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    return Settings(model=str(MODEL), shutdown_s=5.0)
+    return Settings(model=str(MODEL), shutdown_s=5.0, rehearsals=0)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 import asyncio
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -33,6 +35,27 @@ async def test_the_model_follows_the_steps_and_the_core_is_told() -> None:
     batch = Batch(200, 10)
     assert refiner.latency.seconds(batch) == pytest.approx(TRUE.seconds(batch), rel=0.08)
     assert told == [WRONG, refiner.latency]
+
+
+WARM = """
+import asyncio, sys
+from common.engine.refine import Refiner
+from tests.common.engine.test_refine import WRONG, make_samples
+refiner = Refiner(WRONG, lambda model: None)
+asyncio.run(refiner.warm_up())
+assert refiner.latency == WRONG
+before = set(sys.modules)
+for sample in make_samples(200):
+    refiner.add(sample)
+asyncio.run(refiner.refine())
+assert refiner.latency != WRONG
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_after_a_warm_up_a_fit_loads_nothing_more() -> None:
+    done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
 async def test_a_machine_that_slows_down_is_known_before_the_next_refit() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,10 @@ import pytest
 
 from common.bus.interface import START
 from common.bus.memory import MemoryBus
+from common.engine.interface import Job, Output
 from common.engine.simulated import KvRegistry, SimulatedEngine
-from common.messages import Cancel, Decision, End, HandOff, Sampling, Stage, State, Verdict, Work, WorkerState
+from common.errors import EngineRefused
+from common.messages import Cancel, Decision, End, Frame, HandOff, Sampling, Stage, State, Verdict, Work, WorkerState
 from common.settings import Settings
 from common.telemetry import metrics
 from common.worker.host import WorkerHost, WorkerLost, stages
@@ -85,6 +87,49 @@ async def test_a_request_placed_on_one_worker_stays_there() -> None:
     record = await bench.bus.record(work.request.id)
     assert record is not None
     assert "decode_taken_s" not in record.notes
+    await bench.close()
+
+
+async def test_a_worker_has_worked_before_it_registers_and_leaves_nothing_of_it() -> None:
+    bench = Bench()
+    told: list[tuple[int, int]] = []
+    beat, emit = bench.bus.beat, bench.bus.emit
+
+    async def noted_beat(state: WorkerState, ttl_s: float) -> bool:
+        told.append((state.running, len(refused)))
+        return await beat(state, ttl_s)
+
+    refused: list[bool] = []
+
+    async def noted_emit(worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
+        accepted = await emit(worker, frames, busy_until_s)
+        refused.extend(not one for one in accepted)
+        return accepted
+
+    bench.bus.beat, bench.bus.emit = noted_beat, noted_emit  # type: ignore[method-assign]
+    await bench.start(Stage.PREFILL)
+    (running, frames), *_ = told
+    assert running == 0
+    assert frames > 0
+    assert all(refused)
+    await bench.all_free()
+    assert not bench.hosts[Stage.PREFILL]._jobs
+    await bench.close()
+
+
+async def test_a_worker_whose_rehearsal_is_refused_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = SimulatedEngine.generate
+
+    def refusing(engine: SimulatedEngine, job: Job) -> AsyncIterator[Output]:
+        if job.id.startswith("rehearsal"):
+            raise EngineRefused("not this one")
+        return generate(engine, job)
+
+    monkeypatch.setattr(SimulatedEngine, "generate", refusing)
+    bench = Bench()
+    await bench.start(Stage.PREFILL)
+    name = bench.hosts[Stage.PREFILL].id
+    assert await bench.ended((await bench.dispatch(name, name)).request.id) == End(State.DONE, "length")
     await bench.close()
 
 
