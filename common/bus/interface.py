@@ -5,7 +5,7 @@ held to one contract suite. Every verb is atomic; a verb that reports ``False`` 
 BusUnavailable without a connection (a caller may repeat the verb) and BusFull when Redis is out of memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -183,8 +183,8 @@ class AdmissionBus(Protocol):
         Also removes the worker. A request with ``max_deaths`` deaths behind it is dead-lettered and failed.
         """
 
-    async def workers(self) -> Mapping[str, WorkerState | None]:
-        """All registered workers; None where the heartbeat has run out."""
+    async def workers(self, but: Collection[str] = ()) -> Mapping[str, WorkerState | None]:
+        """All registered workers but those named; None where the heartbeat has run out."""
 
     async def progress(self, after: Cursor, block_s: float) -> News:
         """First tokens (of each attempt) and ends after the cursor; returns early when a request is submitted."""

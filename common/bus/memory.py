@@ -4,7 +4,7 @@ A verb never awaits between its first look and its last change, so it is atomic 
 process boundary is encoded and decoded as on the wire.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from common.bus.interface import Claim, Claimed, Cursor, DeadLetter, News, QueueDepth, Room, Submitted, Wake
@@ -182,10 +182,11 @@ class MemoryBus(MemoryStore):
                 requeued.append(stored.request.id)
         return requeued
 
-    async def workers(self) -> Mapping[str, WorkerState | None]:
+    async def workers(self, but: Collection[str] = ()) -> Mapping[str, WorkerState | None]:
         """See :class:`AdmissionBus`."""
         now_s = self._clock()
-        return {name: state if now_s < until_s else None for name, (state, until_s) in self._workers.items()}
+        others = ((name, *beat) for name, beat in self._workers.items() if name not in but)
+        return {name: state if now_s < until_s else None for name, state, until_s in others}
 
     async def progress(self, after: Cursor, block_s: float) -> News:
         """See :class:`AdmissionBus`."""

@@ -1,13 +1,14 @@
 """The planner's verbs on Redis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from common.bus.interface import START, Claim, Claimed, Cursor, News, Room
-from common.bus.redis_client import RedisClient, log
+from common.bus.redis_client import COMMAND_TIMEOUT_S, RedisClient, log
 from common.bus.redis_wire import claim_from, progress_from, record_from
 from common.codec import decode, encode
 from common.errors import CodecError
+from common.keys import Keys
 from common.messages import Decided, Decision, End, Record, State, Verdict, Work, WorkerState
 
 BATCH = 100
@@ -20,6 +21,10 @@ CORRUPT = encode(End(State.FAILED, "corrupt"))
 
 class RedisAdmission(RedisClient):
     """See :class:`common.bus.interface.AdmissionBus`."""
+
+    def __init__(self, url: str, keys: Keys, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        super().__init__(url, keys, timeout_s)
+        self._beats: dict[bytes, tuple[bytes, WorkerState | None]] = {}
 
     async def lead(self, planner: str, ttl_s: float) -> int | None:
         """See the interface."""
@@ -101,15 +106,19 @@ class RedisAdmission(RedisClient):
             requeued += [request_id.decode() for request_id in ids]
         return requeued
 
-    async def workers(self) -> Mapping[str, WorkerState | None]:
+    async def workers(self, but: Collection[str] = ()) -> Mapping[str, WorkerState | None]:
         """See the interface; a worker whose heartbeat this build can't read is left out."""
-        found: dict[str, WorkerState | None] = {}
-        for name, blob in await self._run("workers"):
+        known, found = self._beats, {}
+        for name, blob in await self._run("workers", *but):
             try:
-                found[name.decode()] = decode(blob, WorkerState) if blob else None
+                before, state = known.get(name, (b"", None))
+                if blob != before:
+                    state = decode(blob, WorkerState) if blob else None
+                found[name] = blob, state
             except CodecError as error:
                 log.warning("heartbeat of %s can't be read: %s", name.decode(), error)
-        return found
+        self._beats = found
+        return {name.decode(): state for name, (_, state) in found.items()}
 
     async def progress(self, after: Cursor, block_s: float) -> News:
         """See the interface; the cursor is one of the log and one of the arrivals."""

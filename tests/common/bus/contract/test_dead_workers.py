@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from common.bus.interface import Bus, DeadLetter
 from common.messages import End, Stage, State, Verdict
 from tests.common.bus.steps import (
@@ -21,6 +23,24 @@ async def test_a_worker_is_alive_while_it_beats(bus: Bus) -> None:
     assert await bus.workers() == {}
     assert await bus.beat(heartbeat("p"), TTL_S)
     assert await bus.workers() == {"p": heartbeat("p")}
+
+
+async def test_workers_that_are_known_can_be_left_out(bus: Bus) -> None:
+    for name in ("p", "d"):
+        await bus.beat(heartbeat(name), TTL_S)
+    assert await bus.workers(but=["p", "unknown"]) == {"d": heartbeat("d")}
+    assert await bus.workers(but={"p", "d"}) == {}
+
+
+async def test_every_heartbeat_is_seen(bus: Bus) -> None:
+    for running in (1, 2, 2, 3):
+        state = replace(heartbeat("p"), running=running)
+        await bus.beat(state, TTL_S)
+        assert await bus.workers() == {"p": state}
+    await bus.leave("p")
+    assert await bus.workers() == {"p": None}
+    await bus.beat(state, TTL_S)
+    assert await bus.workers() == {"p": state}
 
 
 async def test_a_silent_worker_is_known_without_a_state(bus: Bus) -> None:
