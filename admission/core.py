@@ -9,25 +9,25 @@ import numpy as np
 
 from admission.jit import compiled
 from admission.lane_arrays import Fleet, Floats, Ints, Load, drain_s, ends_after, head_start_s, refresh, take_link
-from admission.memory import BIN_TOKENS, HORIZONS
+from admission.memory import HORIZONS, bin_of
 from admission.table import RunningColumns
 from admission.timeline import TICKS
 
 _HORIZONS = np.array(HORIZONS, dtype=np.int64)
+_bin_of = compiled(bin_of)
 
 
 @compiled
 def kv_of(table: Floats, context: float, generated: int, left: int, block: int, out: Floats) -> None:
     """Expected KV of one request at each horizon, see :class:`admission.memory.Survival`; half-full blocks count."""
-    bins = table.shape[0]
-    here = table[min(generated // BIN_TOKENS, bins - 1)]
+    here = table[_bin_of(generated)]
     before = 0
     for i in range(_HORIZONS.shape[0]):
         horizon = min(_HORIZONS[i], left)
         if left < before:
             out[i] = 0.0
         else:
-            alive = min(1.0, table[min((generated + before) // BIN_TOKENS, bins - 1)] / here)
+            alive = min(1.0, table[_bin_of(generated + before)] / here)
             out[i] = alive * (context + horizon + block - 1)
         before = min(_HORIZONS[i], left + 1)
 

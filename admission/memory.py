@@ -14,19 +14,21 @@ from dataclasses import dataclass, field
 KV_LIMIT = 0.97
 """Share of a worker's KV that may be committed."""
 
-HORIZONS = (0, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 1 << 30)
+HORIZONS = (0, 32, 64, 128, 192, 256, 384, 512, 768, *range(1024, 4096, 1024), 4096, 6144, 8192, 12288, 16384, 1 << 30)
 """In tokens; the last one is for ever."""
 
-BIN_TOKENS = 16
 BINS = 512
-"""Outputs longer than ``BIN_TOKENS * BINS`` are as likely to go on as those that reached it."""
+FINE_TOKENS, FINE_BINS = 16, 256
+COARSE_TOKENS = 128
+"""Widths of bins: of the first half, up to 4,096 tokens, and of the second. Outputs of 36,864 tokens and more are as
+likely to go on as those that reached that."""
 
 Table = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """Survival tables by tier: ``table[b]`` for more than ``b * BIN_TOKENS`` tokens. ``version`` names the content."""
+    """Survival tables by tier, ``table[b]`` for reaching bin b (:func:`bin_of`). ``version`` names the content."""
 
     version: int = 0
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Survival:
         table = self.tables.get(tier)
         if table is None:
             return 1.0
-        return min(1.0, table[_bin(generated_tokens + more_tokens)] / table[_bin(generated_tokens)])
+        return min(1.0, table[bin_of(generated_tokens + more_tokens)] / table[bin_of(generated_tokens)])
 
     def expected_kv(self, tier: str, context_tokens: int, generated_tokens: int, left_tokens: int) -> tuple[float, ...]:
         """KV tokens of one request at each horizon; ``left_tokens`` is the most that it may still generate."""
@@ -78,7 +80,7 @@ class SurvivalLearner:
             self._ended[tier], self._censored[tier] = [0.0] * BINS, [0.0] * BINS
         for counts in (self._ended[tier], self._censored[tier]):
             counts[:] = [count * self._forget for count in counts]
-        (self._ended if ended else self._censored)[tier][_bin(max(0, output_tokens))] += 1.0
+        (self._ended if ended else self._censored)[tier][bin_of(max(0, output_tokens))] += 1.0
         self._new += 1
 
     def snapshot(self, running: Iterable[tuple[str, int]] = ()) -> Survival:
@@ -92,7 +94,7 @@ class SurvivalLearner:
         alive = {tier: list(counts) for tier, counts in self._censored.items()}
         for tier, tokens in running:
             if tier in alive:
-                alive[tier][_bin(tokens)] += 1.0
+                alive[tier][bin_of(tokens)] += 1.0
         tables = {tier: _kaplan_meier(self._ended[tier], alive[tier], self._prior) for tier in sorted(alive)}
         self._snapshot = Survival(self._snapshot.version + 1, tables)
         return self._snapshot
@@ -110,5 +112,6 @@ def _kaplan_meier(ended: list[float], censored: list[float], prior: float) -> Ta
     return tuple(table)
 
 
-def _bin(tokens: int) -> int:
-    return min(tokens // BIN_TOKENS, BINS - 1)
+def bin_of(tokens: int) -> int:
+    """Where outputs of that many tokens are counted."""
+    return min(tokens // FINE_TOKENS, FINE_BINS + max(0, tokens - FINE_TOKENS * FINE_BINS) // COARSE_TOKENS, BINS - 1)

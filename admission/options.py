@@ -41,7 +41,7 @@ class PlannerOptions:
     best_effort_share: float = 0.05
     best_effort_wait_s: float = 5.0
     best_effort_wait_ttft: float = 4.0
-    decode_load: float = 0.9
+    decode_load: float = 1.0
     pack_s: float = 0.25
     hand_off: float = 0.15
     spoil_s: float = 0.7

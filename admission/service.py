@@ -6,6 +6,7 @@ its predecessor held and adopts what was dispatched.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -27,18 +28,28 @@ WORKER_POLL_S = 0.1
 BLOCK_S = 0.5
 STOOD_STILL = 0.5
 """If the planner has not looked for so much of the time after which a silent worker is dead, the machine may have stood
-still, and the workers with it: they get that time again."""
+still, and the workers with it: they get that time again. So they do from one that has never looked."""
 LETTERS = 1000
 LETTERS_S = 5.0
 
 
 class AdmissionService:
-    """Runs until cancelled or stopped; ``name`` must be unique to this process."""
+    """Runs until cancelled or stopped; ``name`` must be unique to this process.
+
+    ``compiled`` is called once the policy has loaded all that it needs.
+    """
 
     def __init__(
-        self, bus: Bus, settings: Settings, tiers: Tiers, name: str, clock: Callable[[], float] = time.time
+        self,
+        bus: Bus,
+        settings: Settings,
+        tiers: Tiers,
+        name: str,
+        clock: Callable[[], float] = time.time,
+        compiled: Callable[[], None] = lambda: None,
     ) -> None:
         self._bus = bus
+        self._compiled = compiled
         self._settings = settings
         self._tiers = tiers
         self._name = name
@@ -93,6 +104,7 @@ class AdmissionService:
             log.exception("the policy can't be compiled; a simpler one plans on", policy=self._settings.policy)
             self._report.policy_failed()
         else:
+            self._compiled()
             log.info("planning", policy=self._settings.policy)
         await asyncio.Event().wait()
 
@@ -131,7 +143,7 @@ class AdmissionService:
 
     async def _workers_loop(self) -> None:
         cluster = self.planning.cluster
-        looked_s = self._clock()
+        looked_s = -math.inf
         while True:
             lead = self._lead
             if lead is not None:

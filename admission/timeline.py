@@ -2,7 +2,8 @@
 
 By a time ``t`` the decoder that owes most owes ``rounds`` tokens, so there are that many iterations (fewer where drafts
 are seen to make more of one) and one more that ends at ``t``, and in each of them every decoder takes part. What is
-left of them is the lane's budget for prompts (:mod:`admission.budget` says the same in plain Python). A set of prompts
+left of them, or without the last of them and until the deadline before it, is the lane's budget for prompts
+(:mod:`admission.budget` says the same in plain Python). A set of prompts
 is in time if at each deadline the work due by then is within the budget. A prompt that is placed adds work from its
 deadline on, and after it a decoder.
 
@@ -25,6 +26,10 @@ TICKS = 1e6
 MOST_DEADLINES = 48
 """Deadlines of held requests on the grid; of more, each counts as the one before it that is."""
 
+GUARD = 2.0
+"""A decoder takes part in batches while its next token is due within so many of the longest: engines let those with
+more slack skip some for prompts (:data:`common.batching_table.LOOSE`)."""
+
 _STEPS = np.round(0.015 * 1.2 ** np.arange(28) * TICKS)
 """Times on every grid, so that it is known when a prompt will end and not only that it is in time."""
 
@@ -32,12 +37,16 @@ _STEPS = np.round(0.015 * 1.2 ** np.arange(28) * TICKS)
 class Timeline(NamedTuple):
     """By lane and time of the grid. ``budget`` never falls over time; ``work`` is what prompts due by then need.
 
-    ``rounds`` are tokens of the decoder that owes most, ``decoders`` and their ``context`` count with those to come.
+    ``rounds`` are tokens of the decoder that owes most, the last of them due ``since`` ticks before (infinite without
+    any); ``riders`` are about how many tokens of decoders are in iterations until then, ``decoders`` and their
+    ``context`` count with those to come.
     ``offset_s`` is when a prompt that is sent now can begin, ``slack_s`` how soon the first decoder's token is due.
     """
 
     times: Floats
     rounds: Floats
+    since: Floats
+    riders: Floats
     decoders: Floats
     context: Floats
     budget: Floats
@@ -78,8 +87,8 @@ def timeline(
     lanes, count = load.decoders.shape[0], times.shape[0]
     shape = (lanes, count)
     out = Timeline(
-        times, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(lanes),
-        np.full(lanes, math.inf),
+        times, np.zeros(shape), np.full(shape, math.inf), np.zeros(shape), np.zeros(shape), np.zeros(shape),
+        np.zeros(shape), np.zeros(shape), np.zeros(lanes), np.full(lanes, math.inf),
     )  # fmt: skip
     begins, first, pace = _paces(lane_of, slack, tpot, lanes)
     for lane in range(lanes):
@@ -87,8 +96,11 @@ def timeline(
             if first[k] == math.inf:
                 break
             for h in range(count):
-                out.rounds[lane, h] = max(out.rounds[lane, h], _owed(times[h], first[k], pace[k]))
+                owed = _owed(times[h], first[k], pace[k])
+                since = _since(out, lane, h, owed, times[h] - first[k] - (owed - 1) * pace[k])
+                out.rounds[lane, h], out.since[lane, h] = max(out.rounds[lane, h], owed), since
             out.slack_s[lane] = min(out.slack_s[lane], first[k] / TICKS)
+        _ride(out, lane, lane_of, slack, tpot, _guard(fleet, lane))
         out.decoders[lane] = load.decoders[lane]
         out.context[lane] = load.context[lane]
         out.offset_s[lane] = fleet.ready_s[lane] + (load.first_s[lane] if fleet.ready_s[lane] <= late_s else 0.0)
@@ -125,21 +137,77 @@ def _paces(lane_of: Ints, slack: Floats, tpot: Floats, lanes: int) -> tuple[Ints
 
 
 @compiled
+def _ride(line: Timeline, lane: int, lane_of: Ints, slack: Floats, tpot: Floats, guard: float) -> None:
+    """Tokens that are due by each time and a guard time after it: of each decoder a line that begins at one."""
+    count = line.times.shape[0]
+    rate, begun = np.zeros(count), np.zeros(count)
+    for k in range(lane_of.shape[0]):
+        first = column_of(line, slack[k] - guard)
+        if first < 0 or line.times[first] < slack[k] - guard:
+            first += 1
+        if lane_of[k] == lane and first < count:
+            rate[first] += 1 / tpot[k]
+            begun[first] += 1 + (guard - slack[k]) / tpot[k]
+    rates = begins = 0.0
+    for h in range(count):
+        rates += rate[h]
+        begins += begun[h]
+        line.riders[lane, h] = rates * line.times[h] + begins
+
+
+@compiled
 def _owed(time: float, slack: float, tpot: float) -> float:
     """Tokens that a decoder owes by then."""
     return math.floor((time - slack) / tpot) + 1.0 if time >= slack else 0.0
 
 
 @compiled
-def budget_of(fleet: Fleet, lane: int, seconds: float, rounds: float, decoders: float, context: float) -> float:
-    """Prompt tokens of at least ``rounds`` iterations and one within so many seconds, each with all decoders."""
-    extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * context
-    iterations, most = rounds / fleet.made[lane] + 1, math.inf
+def _guard(fleet: Fleet, lane: int) -> float:
+    return GUARD * fleet.longest_s[lane] * TICKS
+
+
+@compiled
+def _since(line: Timeline, lane: int, h: int, owed: float, ticks: float) -> float:
+    """With one more decoder, whose last token of those ``owed`` was due so many ticks before."""
+    if owed <= 0 or owed < line.rounds[lane, h]:
+        return line.since[lane, h]
+    return ticks if owed > line.rounds[lane, h] else max(line.since[lane, h], ticks)
+
+
+@compiled
+def budget_of(
+    fleet: Fleet,
+    lane: int,
+    seconds: float,
+    rounds: float,
+    since_s: float,
+    riders: float,
+    decoders: float,
+    context: float,
+) -> float:
+    """Prompt tokens within so many seconds, in iterations that carry all decoders and are at least as many as rounds.
+
+    One more ends last, or the last of them ends ``since_s`` before.
+    """
+    iterations = rounds / fleet.made[lane]
+    room = _room(fleet, lane, seconds, iterations + 1, riders, decoders, context)
+    if since_s < math.inf:
+        room = max(room, _room(fleet, lane, seconds - since_s, max(1.0, iterations), riders, decoders, context))
+    return room
+
+
+@compiled
+def _room(
+    fleet: Fleet, lane: int, seconds: float, iterations: float, riders: float, decoders: float, context: float
+) -> float:
+    riders = min(riders, iterations * decoders)
+    share = riders / (iterations * decoders) if decoders > 0 else 1.0
+    extra_s, most = fleet.k_seq[lane] * (share * decoders + 1) + share * fleet.k_kv[lane] * context, math.inf
     for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
         left_s = seconds - iterations * base_s
         if k_token > 0:
-            most = min(most, left_s / k_token - iterations * (decoders + 1))
+            most = min(most, left_s / k_token - iterations - riders)
         elif left_s < 0:
             most = -math.inf
         per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
@@ -154,16 +222,29 @@ def _refill(fleet: Fleet, line: Timeline, lane: int, first: int) -> None:
     best = line.budget[lane, first - 1] if first > 0 else -math.inf
     for h in range(first, line.times.shape[0]):
         best = max(
-            best, _budget_at(fleet, line, lane, h, line.rounds[lane, h], line.decoders[lane, h], line.context[lane, h])
-        )
+            best,
+            _budget_at(
+                fleet, line, lane, h, line.rounds[lane, h], line.since[lane, h], line.riders[lane, h],
+                line.decoders[lane, h], line.context[lane, h],
+            ),
+        )  # fmt: skip
         line.budget[lane, h] = best
 
 
 @compiled
 def _budget_at(
-    fleet: Fleet, line: Timeline, lane: int, h: int, rounds: float, decoders: float, context: float
+    fleet: Fleet,
+    line: Timeline,
+    lane: int,
+    h: int,
+    rounds: float,
+    since: float,
+    riders: float,
+    decoders: float,
+    context: float,
 ) -> float:
-    return budget_of(fleet, lane, line.times[h] / TICKS - line.offset_s[lane], rounds, decoders, context)
+    seconds = line.times[h] / TICKS - line.offset_s[lane]
+    return budget_of(fleet, lane, seconds, rounds, since / TICKS, riders, decoders, context)
 
 
 @compiled
@@ -198,7 +279,10 @@ def add_decoder(fleet: Fleet, line: Timeline, lane: int, due: float, tpot: float
     """A decoder whose first token is due then."""
     first = column_of(line, due) + 1
     for h in range(first, line.times.shape[0]):
-        line.rounds[lane, h] = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
+        owed = math.floor((line.times[h] - due) / tpot)
+        since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
+        line.rounds[lane, h], line.since[lane, h] = max(line.rounds[lane, h], owed), since
+        line.riders[lane, h] += (line.times[h] + _guard(fleet, lane) - due) / tpot
         line.decoders[lane, h] += 1
         line.context[lane, h] += context
     _refill(fleet, line, lane, first)
@@ -218,9 +302,12 @@ def stays_in_time(
     best = line.budget[lane, first - 1] if first > 0 else -math.inf  # until then all stays as it is
     for h in range(first, count):
         if line.times[h] > due and tpot < math.inf:
-            rounds = max(line.rounds[lane, h], math.floor((line.times[h] - due) / tpot))
+            owed = math.floor((line.times[h] - due) / tpot)
+            since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
+            rounds = max(line.rounds[lane, h], owed)
             decoders, held = line.decoders[lane, h] + 1, line.context[lane, h] + context
-            best = max(best, _budget_at(fleet, line, lane, h, rounds, decoders, held))
+            riders = line.riders[lane, h] + (line.times[h] + _guard(fleet, lane) - due) / tpot
+            best = max(best, _budget_at(fleet, line, lane, h, rounds, since, riders, decoders, held))
         else:
             best = max(best, line.budget[lane, h])
         more = work if h >= column else 0.0
@@ -249,12 +336,25 @@ def ends_s(fleet: Fleet, line: Timeline, lane: int, column: int, work: float) ->
 @compiled
 def _seconds_of(fleet: Fleet, line: Timeline, lane: int, h: int, work: float) -> float:
     """The inverse of :func:`budget_of`, with the rounds and decoders of a time of the grid."""
+    iterations = line.rounds[lane, h] / fleet.made[lane]
+    seconds = _longest_s(fleet, line, lane, h, work, iterations + 1)
+    if line.since[lane, h] < math.inf:
+        sooner_s = _longest_s(fleet, line, lane, h, work, max(1.0, iterations))
+        if sooner_s <= (line.times[h] - line.since[lane, h]) / TICKS - line.offset_s[lane]:
+            seconds = min(seconds, sooner_s)
+    return seconds
+
+
+@compiled
+def _longest_s(fleet: Fleet, line: Timeline, lane: int, h: int, work: float, iterations: float) -> float:
+    """How long at least so many iterations take, with so much work in them."""
     decoders, longest_s = line.decoders[lane, h], 0.0
-    extra_s = fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * line.context[lane, h]
-    iterations = line.rounds[lane, h] / fleet.made[lane] + 1
+    riders = min(line.riders[lane, h], iterations * decoders)
+    share = riders / (iterations * decoders) if decoders > 0 else 1.0
+    extra_s = fleet.k_seq[lane] * (share * decoders + 1) + share * fleet.k_kv[lane] * line.context[lane, h]
     for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
-        longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations * (decoders + 1)))
+        longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations + riders))
         per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
         longest_s = max(longest_s, per_token_s * work + k_token * decoders)
     return longest_s

@@ -1,5 +1,6 @@
 """What a worker can compute by a time: the definition, and the compiled twin held to it."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from admission.budget import Demand, budget_tokens
 from admission.fleets import Fleets
 from admission.lane_arrays import empty_load, refresh
 from admission.timeline import (
+    GUARD,
     add_decoder,
     add_work,
     column_of,
@@ -35,11 +37,32 @@ def test_an_idle_worker_computes_what_its_batches_hold() -> None:
 
 
 def test_each_iteration_that_a_decoder_asks_for_has_its_fixed_cost() -> None:
-    free = budget_tokens(FAST, 10**9, [], 0, SECOND)
-    used = budget_tokens(FAST, 10**9, [Demand(0, 100_000)], 0, SECOND)
-    iterations = 12  # eleven tokens are due, and the last batch ends a second ahead
+    free = budget_tokens(FAST, 10**9, [], 0, SECOND + 50_000)
+    used = budget_tokens(FAST, 10**9, [Demand(0, 100_000)], 0, SECOND + 50_000)
+    iterations = 12  # eleven tokens are due, and the last batch ends then
     riders_s = (iterations * 2 - 1) * 1e-4  # the decoder and one prompt in each, in place of one prompt once
     assert abs(free - used - (2 * iterations - 1 + ((iterations - 1) * 0.005 + riders_s) / 1e-4)) < 1e-6
+
+
+def test_no_iteration_is_charged_that_would_hold_less_than_it_costs() -> None:
+    busy = [Demand(40_000, 50_000), Demand(45_000, 50_000), Demand(40_000, 100_000)]
+    at_deadline = budget_tokens(
+        MODEL, 2048, busy, 0, 90_000
+    )  # two iterations: the third token of the first is due at 140
+    assert budget_tokens(MODEL, 2048, busy, 0, 91_000) == at_deadline
+    assert budget_tokens(MODEL, 2048, busy, 0, 94_999) == at_deadline
+    assert budget_tokens(MODEL, 2048, busy, 0, 139_999) > at_deadline
+
+
+def test_a_decoder_with_slack_to_spare_takes_no_part() -> None:
+    demands = [Demand(20_000, 50_000), *[Demand(10 * SECOND, 50_000)] * 10]
+    some, all_ = (budget_tokens(MODEL, 2048, demands, 0, 200_000, guard_us) for guard_us in (100_000, math.inf))
+    assert some - all_ >= 5 * 11 - 7  # in five iterations, less the young one's tokens
+
+
+def test_tokens_due_soon_after_are_in_the_batches_before() -> None:
+    soon = [Demand(250_000, 50_000)]
+    assert budget_tokens(FAST, 2048, soon, 0, 200_000, 60_000.0) < budget_tokens(FAST, 2048, soon, 0, 200_000, 40_000.0)
 
 
 def test_banked_slack_owes_nothing_until_it_is_used_up() -> None:
@@ -65,14 +88,19 @@ def line_of(first: list[Demand], second: list[Demand], times: list[int]) -> Any:
     return fleet, timeline(fleet, load, lanes, slack, tpot, 0.0, np.array(times, dtype=np.float64))
 
 
+def guard_us(fleet: Any, lane: int) -> float:
+    return float(GUARD * fleet["longest_s"][lane] * SECOND)
+
+
 @given(st.lists(demand, max_size=12), st.lists(demand, max_size=6), st.lists(time_us, min_size=1, max_size=12))
 def test_the_compiled_budgets_are_the_best_of_the_defined_ones_so_far(
     first: list[Demand], second: list[Demand], times: list[int]
 ) -> None:
     times = sorted(times)
-    _, line = line_of(first, second, times)
+    fleet, line = line_of(first, second, times)
     for lane, (group, model) in enumerate(((first, MODEL), (second, FAST))):
-        expected = [budget_tokens(model, 2048, group, 1000.0, t, stretch=1.1) for t in times]
+        guard = guard_us(fleet, lane)
+        expected = [budget_tokens(model, 2048, group, 1000.0, t, guard, stretch=1.1) for t in times]
         np.testing.assert_allclose(line.budget[lane], np.maximum.accumulate(expected), rtol=1e-9, atol=1e-6)
 
 
@@ -84,7 +112,8 @@ def test_a_decoder_that_is_added_counts_as_one_that_was_there(
     fleet, line = line_of(demands, [], times)
     add_decoder(fleet, line, 0, due, 50_000.0, 0.0)
     late = [*demands, Demand(due + 50_000, 50_000)]
-    expected = [budget_tokens(MODEL, 2048, late if t > due else demands, 1000.0, t, stretch=1.1) for t in times]
+    guard = guard_us(fleet, 0)
+    expected = [budget_tokens(MODEL, 2048, late if t > due else demands, 1000.0, t, guard, stretch=1.1) for t in times]
     np.testing.assert_allclose(line.budget[0], np.maximum.accumulate(expected), rtol=1e-9, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ from admission.core import kv_of, line_up, tally
 from admission.fleets import Fleets
 from admission.jit import compiled, plain
 from admission.lane_arrays import LOAD, empty_load, ends_after, lane_numbers, refresh
-from admission.memory import BINS
+from admission.memory import BINS, HORIZONS
 from admission.plan import Running, Worker
 from admission.table import RunningTable
 from admission.timeline import timeline
@@ -124,7 +124,7 @@ def test_the_present_iteration_s_end_is_what_was_told_last(
 
 
 def test_compiled_code_gives_what_its_source_says() -> None:
-    out, twin = np.empty(13), np.empty(13)
+    out, twin = np.empty(len(HORIZONS)), np.empty(len(HORIZONS))
     table = np.linspace(1.0, 0.01, BINS)
     kv_of(table, 100.0, 50, 700, 16, out)
     plain(kv_of)(table, 100.0, 50, 700, 16, twin)

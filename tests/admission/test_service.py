@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from admission.attainable import LONGEST_DRAIN_S
+from admission.service import AdmissionService
 from common.bus.memory import MemoryBus
 from common.latency_model import LatencyModel, Piece
 from common.messages import End, Overload, Request, Sampling, Slo, Stage, State, Verdict
+from common.tiers import load_tiers
 from tests.factories import arriving
-from tests.pipeline import Pipeline, running_pipeline, until
+from tests.pipeline import Pipeline, quick_settings, running_pipeline, until
 
 SLOW = LatencyModel((Piece(k_token=1e-4, k_draft=0.0, base=0.05),))
 
@@ -29,6 +31,17 @@ async def test_a_request_goes_through_prefill_and_decode_and_ends_once() -> None
         assert [item.decision.verdict for item in decisions] == [Verdict.ADMITTED]
         assert record.prefill_worker == pipeline.nodes[0].host.id
         assert record.decode_worker == pipeline.nodes[1].host.id
+
+
+async def test_it_tells_once_its_policy_is_compiled() -> None:
+    told, stop = asyncio.Event(), asyncio.Event()
+    settings = quick_settings()
+    service = AdmissionService(MemoryBus(), settings, load_tiers(), "planner", compiled=told.set)
+    running = asyncio.create_task(service.run(stop))
+    async with asyncio.timeout(120):
+        await told.wait()
+    stop.set()
+    await running
 
 
 async def test_predictions_and_timings_are_in_the_record() -> None:
@@ -123,6 +136,24 @@ async def test_an_engine_that_dies_ends_its_worker_and_nothing_is_lost() -> None
         records = [await pipeline.ended(request.id) for request in requests]
         assert {record.state for record in records} == {State.DONE}
         assert {len(record.generated) for record in records} == {200}
+
+
+async def test_no_worker_is_dead_because_it_was_silent_when_the_first_planner_came() -> None:
+    bus = MemoryBus()
+    pipeline = Pipeline(bus, quick_settings(heartbeat_s=0.2))
+    try:
+        for stage in Stage:
+            await pipeline.add_worker(stage)
+        names = {node.host.id for node in pipeline.nodes}
+        for name in names:
+            await bus.leave(name)  # as though heartbeats had run out; the next are on their way
+        await pipeline.add_planner()
+        request = arriving()
+        await bus.submit(request, 100)
+        assert (await pipeline.ended(request.id)).state is State.DONE
+        assert {name for name, state in (await bus.workers()).items() if state is not None} == names
+    finally:
+        await pipeline.close()
 
 
 async def test_a_standby_takes_over_what_the_leader_held_and_ran() -> None:
