@@ -90,6 +90,7 @@ def timeline(
         times, np.zeros(shape), np.full(shape, math.inf), np.zeros(shape), np.zeros(shape), np.zeros(shape),
         np.zeros(shape), np.zeros(shape), np.zeros(lanes), np.full(lanes, math.inf),
     )  # fmt: skip
+    _ride(fleet, out, lane_of, slack, tpot)
     begins, first, pace = _paces(lane_of, slack, tpot, lanes)
     for lane in range(lanes):
         for k in range(begins[lane], begins[lane + 1]):
@@ -100,7 +101,6 @@ def timeline(
                 since = _since(out, lane, h, owed, times[h] - first[k] - (owed - 1) * pace[k])
                 out.rounds[lane, h], out.since[lane, h] = max(out.rounds[lane, h], owed), since
             out.slack_s[lane] = min(out.slack_s[lane], first[k] / TICKS)
-        _ride(out, lane, lane_of, slack, tpot, _guard(fleet, lane))
         out.decoders[lane] = load.decoders[lane]
         out.context[lane] = load.context[lane]
         out.offset_s[lane] = fleet.ready_s[lane] + (load.first_s[lane] if fleet.ready_s[lane] <= late_s else 0.0)
@@ -137,22 +137,25 @@ def _paces(lane_of: Ints, slack: Floats, tpot: Floats, lanes: int) -> tuple[Ints
 
 
 @compiled
-def _ride(line: Timeline, lane: int, lane_of: Ints, slack: Floats, tpot: Floats, guard: float) -> None:
+def _ride(fleet: Fleet, line: Timeline, lane_of: Ints, slack: Floats, tpot: Floats) -> None:
     """Tokens that are due by each time and a guard time after it: of each decoder a line that begins at one."""
-    count = line.times.shape[0]
-    rate, begun = np.zeros(count), np.zeros(count)
+    lanes, count = line.riders.shape
+    rate, begun = np.zeros((lanes, count)), line.riders
     for k in range(lane_of.shape[0]):
-        first = column_of(line, slack[k] - guard)
-        if first < 0 or line.times[first] < slack[k] - guard:
+        lane = lane_of[k]
+        from_ = slack[k] - _guard(fleet, lane)
+        first = column_of(line, from_)
+        if first < 0 or line.times[first] < from_:
             first += 1
-        if lane_of[k] == lane and first < count:
-            rate[first] += 1 / tpot[k]
-            begun[first] += 1 + (guard - slack[k]) / tpot[k]
-    rates = begins = 0.0
-    for h in range(count):
-        rates += rate[h]
-        begins += begun[h]
-        line.riders[lane, h] = rates * line.times[h] + begins
+        if first < count:
+            rate[lane, first] += 1 / tpot[k]
+            begun[lane, first] += 1 - from_ / tpot[k]
+    for lane in range(lanes):
+        rates = begins = 0.0
+        for h in range(count):
+            rates += rate[lane, h]
+            begins += begun[lane, h]
+            line.riders[lane, h] = rates * line.times[h] + begins
 
 
 @compiled
@@ -191,7 +194,7 @@ def budget_of(
     """
     iterations = rounds / fleet.made[lane]
     room = _room(fleet, lane, seconds, iterations + 1, riders, decoders, context)
-    if since_s < math.inf:
+    if since_s < _iteration_s(fleet, lane, decoders, context):  # else it gains less than it costs
         room = max(room, _room(fleet, lane, seconds - since_s, max(1.0, iterations), riders, decoders, context))
     return room
 
@@ -201,8 +204,8 @@ def _room(
     fleet: Fleet, lane: int, seconds: float, iterations: float, riders: float, decoders: float, context: float
 ) -> float:
     riders = min(riders, iterations * decoders)
-    share = riders / (iterations * decoders) if decoders > 0 else 1.0
-    extra_s, most = fleet.k_seq[lane] * (share * decoders + 1) + share * fleet.k_kv[lane] * context, math.inf
+    extra_s, most, free = _extra_s(fleet, lane, iterations, riders, decoders, context), math.inf, fleet.max_batch[lane]
+    free = max(1.0, free - decoders)
     for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
         left_s = seconds - iterations * base_s
@@ -210,10 +213,27 @@ def _room(
             most = min(most, left_s / k_token - iterations - riders)
         elif left_s < 0:
             most = -math.inf
-        per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
-        if per_token_s > 0:
-            most = min(most, (seconds - k_token * decoders) / per_token_s)
+        full_s = k_token * free + base_s
+        if full_s > 0:
+            most = min(most, (seconds - k_token * decoders) * free / full_s)
     return most
+
+
+@compiled
+def _iteration_s(fleet: Fleet, lane: int, decoders: float, context: float) -> float:
+    """With all decoders and no prompt."""
+    longest_s = 0.0
+    for piece in range(fleet.pieces[lane]):
+        longest_s = max(longest_s, fleet.base[lane, piece] + fleet.k_token[lane, piece] * (decoders + 1))
+    return longest_s + fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * context
+
+
+@compiled
+def _extra_s(fleet: Fleet, lane: int, iterations: float, riders: float, decoders: float, context: float) -> float:
+    """What an iteration costs beside its tokens: a prompt, and its share of the riders with their mean context."""
+    each = riders / iterations
+    kv = each / decoders * context if decoders > 0 else context
+    return fleet.k_seq[lane] * (each + 1) + fleet.k_kv[lane] * kv
 
 
 @compiled
@@ -301,19 +321,31 @@ def stays_in_time(
     first = min(column if work > 0 else count, column_of(line, due) + 1 if tpot < math.inf else count)
     best = line.budget[lane, first - 1] if first > 0 else -math.inf  # until then all stays as it is
     for h in range(first, count):
-        if line.times[h] > due and tpot < math.inf:
-            owed = math.floor((line.times[h] - due) / tpot)
-            since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
-            rounds = max(line.rounds[lane, h], owed)
-            decoders, held = line.decoders[lane, h] + 1, line.context[lane, h] + context
-            riders = line.riders[lane, h] + (line.times[h] + _guard(fleet, lane) - due) / tpot
-            best = max(best, _budget_at(fleet, line, lane, h, rounds, since, riders, decoders, held))
-        else:
-            best = max(best, line.budget[lane, h])
         more = work if h >= column else 0.0
-        if line.work[lane, h] + more > best and (more > 0 or line.work[lane, h] <= line.budget[lane, h]):
+        need = line.work[lane, h] + more
+        if need <= best or (more <= 0 and need > line.budget[lane, h]):
+            continue
+        by = h  # it has the largest budget so far, as a rule
+        while need > best and by >= first and need <= line.budget[lane, by]:
+            best = max(best, _budget_with(fleet, line, lane, by, due, tpot, context))
+            by -= 1
+        if need > best:
             return False
     return True
+
+
+@compiled
+def _budget_with(fleet: Fleet, line: Timeline, lane: int, h: int, due: float, tpot: float, context: float) -> float:
+    """Until then, with one more decoder whose first token is due at ``due``, if its TPOT is finite."""
+    if line.times[h] <= due or tpot == math.inf:
+        return line.budget[lane, h]
+    owed = math.floor((line.times[h] - due) / tpot)
+    since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
+    riders = line.riders[lane, h] + (line.times[h] + _guard(fleet, lane) - due) / tpot
+    return _budget_at(
+        fleet, line, lane, h, max(line.rounds[lane, h], owed), since, riders,
+        line.decoders[lane, h] + 1, line.context[lane, h] + context,
+    )  # fmt: skip
 
 
 @compiled
@@ -350,8 +382,7 @@ def _longest_s(fleet: Fleet, line: Timeline, lane: int, h: int, work: float, ite
     """How long at least so many iterations take, with so much work in them."""
     decoders, longest_s = line.decoders[lane, h], 0.0
     riders = min(line.riders[lane, h], iterations * decoders)
-    share = riders / (iterations * decoders) if decoders > 0 else 1.0
-    extra_s = fleet.k_seq[lane] * (share * decoders + 1) + share * fleet.k_kv[lane] * line.context[lane, h]
+    extra_s = _extra_s(fleet, lane, iterations, riders, decoders, line.context[lane, h])
     for piece in range(fleet.pieces[lane]):
         k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
         longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations + riders))
