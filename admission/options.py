@@ -21,7 +21,8 @@ class PlannerOptions:
     ``best_effort_share``: share of token throughput that is kept for work without a promise.
     ``best_effort_wait_s``: how long that waits for a worker that has nothing else to do before it shares a busy one,
     and at most ``best_effort_wait_ttft`` times its TTFT.
-    ``decode_load``: share of a worker's tokens that promised decodes may use.
+    ``decode_load``: share of a worker's tokens that promised decodes may use in the long run, at costs with margins: a
+    bit above 1, as what those are for evens out by then. When tokens are due, budgets see to it with margins.
     ``pack_s``: how much later a prompt may end to spare a worker the loss of its whole prompt rate to a tight decode.
     ``hand_off``: share of an idle worker's prompt rate that a hand-off must save to be worth its while.
     ``spoil_s``: how long a tight decode that its deadline keeps from a hand-off is reckoned to take prompt rate from
@@ -41,7 +42,7 @@ class PlannerOptions:
     best_effort_share: float = 0.05
     best_effort_wait_s: float = 5.0
     best_effort_wait_ttft: float = 4.0
-    decode_load: float = 1.0
+    decode_load: float = 1.1
     pack_s: float = 0.25
     hand_off: float = 0.15
     spoil_s: float = 0.7
@@ -59,7 +60,7 @@ class PlannerOptions:
     memory: Literal["survival", "reserve"] = "survival"
 
     def __post_init__(self) -> None:
-        shares = ("best_effort_share", "decode_load", "hand_off", "head_start", "draft_trust")
+        shares = ("best_effort_share", "hand_off", "head_start", "draft_trust")
         for name in (
             "hold_s",
             "lookahead_s",
@@ -67,6 +68,7 @@ class PlannerOptions:
             "longest_batch_steps",
             "best_effort_wait_s",
             "best_effort_wait_ttft",
+            "decode_load",
             "offline_lag_s",
             "later_round",
             "pack_s",

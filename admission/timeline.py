@@ -1,11 +1,11 @@
 """What workers can do by when, and what they have promised to have done: demand bounds on a grid of deadlines.
 
 By a time ``t`` the decoder that owes most owes ``rounds`` tokens, so there are that many iterations (fewer where drafts
-are seen to make more of one) and one more that ends at ``t``, and in each of them every decoder takes part. What is
-left of them, or without the last of them and until the deadline before it, is the lane's budget for prompts
-(:mod:`admission.budget` says the same in plain Python). A set of prompts
-is in time if at each deadline the work due by then is within the budget. A prompt that is placed adds work from its
-deadline on, and after it a decoder.
+are seen to make more of one) and one more that ends at ``t``. In them are all tokens due by then or within a guard
+time after it, the ``riders``. What is left of them, or without the last of them and until the deadline before it, is
+the lane's budget for prompts (:mod:`admission.budget` says the same in plain Python). A set of prompts is in time if at
+each deadline the work due by then is within the budget. A prompt that is placed adds work from its deadline on, and
+after it a decoder.
 
 Compiled. Times are ticks from now (:data:`TICKS` a second), work is in tokens.
 """
@@ -188,9 +188,9 @@ def budget_of(
     decoders: float,
     context: float,
 ) -> float:
-    """Prompt tokens within so many seconds, in iterations that carry all decoders and are at least as many as rounds.
+    """Prompt tokens within so many seconds, in at least as many iterations as rounds, beside tokens of decoders.
 
-    One more ends last, or the last of them ends ``since_s`` before.
+    One more iteration ends last, or the last of them ends ``since_s`` before.
     """
     iterations = rounds / fleet.made[lane]
     room = _room(fleet, lane, seconds, iterations + 1, riders, decoders, context)
