@@ -293,6 +293,17 @@ def test_a_decoder_that_would_slow_others_below_their_tpot_is_not_promised() -> 
     assert outcome.dispatch[held.id].verdict is Verdict.DEFERRED
 
 
+@pytest.mark.parametrize(("decoders", "verdict"), [(185, Verdict.ADMITTED), (200, Verdict.DEFERRED)])
+def test_decoders_that_are_ahead_may_fill_a_worker_at_expected_costs(decoders: int, verdict: Verdict) -> None:
+    """Two hundred fit in 50 ms, and 176 if each step took as much longer as the margin allows for."""
+    ahead = {"objective": Objective(50.0, 1.0, 0.05), "first_token_s": 60.0, "generated_tokens": 1000}
+    on_a = {"prefill_worker": "a", "decode_worker": "a", "max_tokens": 1100}
+    held = make_held(objective=due_in(3.0, 0.05))
+    worker = make_worker(id="a", max_seqs=1000, latency=SLOW_BASE, total_blocks=8192)
+    running = [make_running(**ahead, **on_a) for _ in range(decoders)]
+    assert plan(state_of([held], [worker], running)).dispatch[held.id].verdict is verdict
+
+
 # KV
 
 
