@@ -44,7 +44,7 @@ class SimMode:
         items = case.items()
         span_s = max(item.arrival_s for item in items) or 1.0
         if case.system == "bound":
-            return bound(items, PRESETS[case.preset], _tiers(case), _options(case).settings)
+            return bound(items, PRESETS[case.preset], _tiers(case), _settings(case))
         return report(simulate(case, items).outcomes, span_s)
 
     def record(self, case: Case) -> tuple[Outcome, ...]:
@@ -78,7 +78,7 @@ def simulate(case: Case, items: Sequence[Item] | None = None) -> Run:
     """The whole run of a case."""
     options, preset, tiers = _options(case), PRESETS[case.preset], _tiers(case)
     items = case.items() if items is None else items
-    settings = replace(options.settings, workers=case.workers)
+    settings = _settings(case)
     context = Context(items, preset, settings, options.tuning, options.ingredients, _history(case))
     make_former, make_front = SYSTEMS[case.system](context)
     return Simulation(items, preset, tiers, settings, make_former, make_front, case.spec.seed).run()
@@ -86,6 +86,10 @@ def simulate(case: Case, items: Sequence[Item] | None = None) -> Run:
 
 def _options(case: Case) -> SimOptions:
     return case.options if isinstance(case.options, SimOptions) else SimOptions()
+
+
+def _settings(case: Case) -> SimulationSettings:
+    return replace(_options(case).settings, workers=case.workers)
 
 
 def _tiers(case: Case) -> Tiers:

@@ -1,6 +1,8 @@
 import pytest
 
+from bench.case import Case
 from bench.simulator.bound import bound
+from bench.simulator.mode import SimMode
 from bench.simulator.settings import SimulationSettings
 from bench.workloads import Arrivals, WorkloadSpec, generate
 from common.tiers import load_tiers
@@ -30,6 +32,12 @@ def test_all_fit_at_a_light_load_and_not_all_under_a_heavy_one() -> None:
 def test_more_engines_never_bound_lower() -> None:
     items = generate(WorkloadSpec("mixed", 20.0, 20.0, 2))
     assert of(items, 1) <= of(items, 2) <= of(items, 4)
+
+
+def test_a_case_is_bound_by_its_own_engines() -> None:
+    spec = WorkloadSpec("mixed", 20.0, 20.0, 2)
+    one, four = (SimMode().run(Case("bound", spec, PRESET.name, workers)).attainment for workers in (1, 4))
+    assert one < four
 
 
 def test_of_prompts_at_once_as_many_are_kept_as_fit_before_the_deadline() -> None:
