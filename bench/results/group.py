@@ -80,7 +80,8 @@ class Group:
 
     def provenance(self) -> str:
         """Workload, engine, command and commit, for below a figure."""
-        seconds, seeds = self._one("seconds"), self._one("seeds")
+        seconds = self._one("seconds")
+        seeds = max(len(one["by_seed"]) for of in self.scenarios.values() for one in of.values())
         workload = f"{', '.join(self.scenarios)}; {self.arrivals} arrivals, {seconds} s, {seeds} seeds"
         return (
             f"workload: {workload} | engine: {self.engine} | {'; '.join(self.commands())} | {', '.join(self.commits())}"
@@ -113,7 +114,10 @@ class Group:
 
 
 def groups(files: Mapping[str, Found]) -> list[Group]:
-    """Studies by mode, preset and arrivals; one scenario's newest file wins. Other raw files are left out."""
+    """Studies by mode, preset and arrivals. Other raw files are left out.
+
+    Of one scenario the newest file wins, with those before it that had the same settings and other seeds.
+    """
     found: dict[tuple[str, str, str], dict[str, Found]] = {}
     for name, raw in sorted(files.items(), key=lambda one: str(one[1]["date"])):
         if "capacity" in raw and "scenarios" in raw and "settings" in raw:
@@ -124,17 +128,58 @@ def groups(files: Mapping[str, Found]) -> list[Group]:
 
 
 def _group(mode: str, preset: str, arrivals: str, files: Mapping[str, Found]) -> Group:
+    newest = {scenario: name for name, raw in files.items() for scenario in raw["scenarios"]}
     scenarios: dict[str, Mapping[str, Found]] = {}
-    source: dict[str, str] = {}
-    for name, raw in files.items():
-        scenarios |= raw["scenarios"]
-        source |= dict.fromkeys(raw["scenarios"], name)
-    ordered = sorted(scenarios, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
-    kept = {source[name] for name in ordered}
-    return Group(
-        mode, preset, arrivals, {name: scenarios[name] for name in ordered},
-        {name: raw for name, raw in files.items() if name in kept},
-    )  # fmt: skip
+    kept: set[str] = set()
+    for scenario in sorted(newest, key=lambda one: (_ORDER.index(one) if one in _ORDER else len(_ORDER), one)):
+        parts = _parts(scenario, newest[scenario], files)
+        systems = {system for name in parts for system in files[name]["scenarios"][scenario]}
+        scenarios[scenario] = {
+            system: _together(
+                [of[system] for of in (files[name]["scenarios"][scenario] for name in parts) if system in of]
+            )
+            for system in sorted(systems)
+        }
+        kept |= set(parts)
+    return Group(mode, preset, arrivals, scenarios, {name: raw for name, raw in files.items() if name in kept})
+
+
+def _parts(scenario: str, newest: str, files: Mapping[str, Found]) -> list[str]:
+    """Files that share a scenario's seeds, in the order of those."""
+    parts = [newest]
+    for name, raw in reversed(list(files.items())):
+        if scenario not in raw["scenarios"] or _but_seeds(raw) != _but_seeds(files[newest]):
+            continue
+        if not any(_seeds(raw) & _seeds(files[other]) for other in parts):  # the newest is among them
+            parts.append(name)
+    return sorted(parts, key=lambda name: min(_seeds(files[name]), default=0))
+
+
+def _but_seeds(raw: Found) -> Found:
+    varied = ("first_seed", "seeds", "out", "json", "jobs", "log_dir", "recalibrate")
+    return {"machine": raw["machine"]} | {key: value for key, value in raw["settings"].items() if key not in varied}
+
+
+def _seeds(raw: Found) -> set[int]:
+    first = raw["settings"].get("first_seed", 1)
+    return set(range(first, first + raw["settings"].get("seeds", 1)))
+
+
+def _together(parts: Sequence[Found]) -> Found:
+    """One system's capacity over all seeds; what is shown of one run is of the first."""
+    if len(parts) == 1:
+        return parts[0]
+    by_seed = [rate for part in parts for rate in part["by_seed"]]
+    attained = sum(part["attainment"] * len(part["by_seed"]) for part in parts) / len(by_seed)
+    worst = [part["deferred_ttft_over_slo_p99"] for part in parts]
+    return {
+        **parts[0],
+        "capacity": geometric(by_seed).mean,
+        "by_seed": by_seed,
+        "attainment": attained,
+        "deferred_ttft_over_slo_p99": None if None in worst else max(worst),
+        "points": [point for part in parts for point in part.get("points", ())],
+    }
 
 
 def command_of(raw: Found) -> str:

@@ -40,6 +40,23 @@ def test_the_newest_study_of_a_scenario_counts() -> None:
     assert list(group.files) == ["new"]
 
 
+def test_studies_of_other_seeds_are_put_together_and_those_of_other_settings_are_not() -> None:
+    first, second = study("mixed", {"ours": 1.0}), study("mixed", {"ours": 8.0}, date="2026-11-22T00:00:00+00:00")
+    first["settings"] |= {"first_seed": 1, "seeds": 2}
+    second["settings"] |= {"first_seed": 3, "seeds": 1}
+    first["scenarios"]["mixed"]["ours"] |= {"by_seed": [1.0, 1.0], "attainment": 0.9}
+    second["scenarios"]["mixed"]["ours"] |= {"by_seed": [8.0], "attainment": 0.96}
+    (group,) = groups({"first": first, "second": second})
+    ours = group.scenarios["mixed"]["ours"]
+    assert (ours["by_seed"], ours["capacity"]) == ([1.0, 1.0, 8.0], pytest.approx(2.0))
+    assert ours["attainment"] == pytest.approx(0.92)
+    assert list(group.files) == ["first", "second"]
+    assert "3 seeds" in group.provenance()
+    first["settings"]["seconds"] = 7.0
+    (group,) = groups({"first": first, "second": second})
+    assert group.scenarios["mixed"]["ours"]["by_seed"] == [8.0]
+
+
 def test_commands_of_scenarios_are_said_once_and_uncommitted_code_is_marked() -> None:
     files = {name: study(name, {"ours": 1.0}, dirty=name == "coder") for name in ("mixed", "coder")}
     (group,) = groups(files)
