@@ -23,8 +23,8 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether requests can be served")
 async def readyz(request: Request) -> Response:
-    """200 once the queue answers, a planner leads and knows a worker of each kind, and requests of the api's own have
-    gone through all of them; else 503 and what is missing."""
+    """200 once the queue answers, a planner leads and knows a worker of each kind, and requests of the api's own
+    have ended, however they went; else 503 and what is missing."""
     state = request.app.state
 
     async def checks() -> Mapping[str, bool]:

@@ -116,7 +116,8 @@ class Group:
 def groups(files: Mapping[str, Found]) -> list[Group]:
     """Studies by mode, preset and arrivals. Other raw files are left out.
 
-    Of one scenario the newest file wins, with those before it that had the same settings and other seeds.
+    Of one scenario the newest file wins, with those before it that had the same settings and other seeds; whether the
+    code was the same, :meth:`Group.commits` tells.
     """
     found: dict[tuple[str, str, str], dict[str, Found]] = {}
     for name, raw in sorted(files.items(), key=lambda one: str(one[1]["date"])):
