@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from admission.iterations import budget_of, seconds_of
 from admission.jit import compiled
 from admission.lane_arrays import Bools, Fleet, Floats, Ints, Load, tokens_in
 
@@ -178,65 +179,6 @@ def _since(line: Timeline, lane: int, h: int, owed: float, ticks: float) -> floa
 
 
 @compiled
-def budget_of(
-    fleet: Fleet,
-    lane: int,
-    seconds: float,
-    rounds: float,
-    since_s: float,
-    riders: float,
-    decoders: float,
-    context: float,
-) -> float:
-    """Prompt tokens within so many seconds, in at least as many iterations as rounds, beside tokens of decoders.
-
-    One more iteration ends last, or the last of them ends ``since_s`` before.
-    """
-    iterations = rounds / fleet.made[lane]
-    room = _room(fleet, lane, seconds, iterations + 1, riders, decoders, context)
-    if since_s < _iteration_s(fleet, lane, decoders, context):  # else it gains less than it costs
-        room = max(room, _room(fleet, lane, seconds - since_s, max(1.0, iterations), riders, decoders, context))
-    return room
-
-
-@compiled
-def _room(
-    fleet: Fleet, lane: int, seconds: float, iterations: float, riders: float, decoders: float, context: float
-) -> float:
-    riders = min(riders, iterations * decoders)
-    extra_s, most, free = _extra_s(fleet, lane, iterations, riders, decoders, context), math.inf, fleet.max_batch[lane]
-    free = max(1.0, free - decoders)
-    for piece in range(fleet.pieces[lane]):
-        k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
-        left_s = seconds - iterations * base_s
-        if k_token > 0:
-            most = min(most, left_s / k_token - iterations - riders)
-        elif left_s < 0:
-            most = -math.inf
-        full_s = k_token * free + base_s
-        if full_s > 0:
-            most = min(most, (seconds - k_token * decoders) * free / full_s)
-    return most
-
-
-@compiled
-def _iteration_s(fleet: Fleet, lane: int, decoders: float, context: float) -> float:
-    """With all decoders and no prompt."""
-    longest_s = 0.0
-    for piece in range(fleet.pieces[lane]):
-        longest_s = max(longest_s, fleet.base[lane, piece] + fleet.k_token[lane, piece] * (decoders + 1))
-    return longest_s + fleet.k_seq[lane] * (decoders + 1) + fleet.k_kv[lane] * context
-
-
-@compiled
-def _extra_s(fleet: Fleet, lane: int, iterations: float, riders: float, decoders: float, context: float) -> float:
-    """What an iteration costs beside its tokens: a prompt, and its share of the riders with their mean context."""
-    each = riders / iterations
-    kv = each / decoders * context if decoders > 0 else context
-    return fleet.k_seq[lane] * (each + 1) + fleet.k_kv[lane] * kv
-
-
-@compiled
 def _refill(fleet: Fleet, line: Timeline, lane: int, first: int) -> None:
     """Compute a lane's budget anew from a column on."""
     best = line.budget[lane, first - 1] if first > 0 else -math.inf
@@ -368,27 +310,14 @@ def ends_s(fleet: Fleet, line: Timeline, lane: int, column: int, work: float) ->
 @compiled
 def _seconds_of(fleet: Fleet, line: Timeline, lane: int, h: int, work: float) -> float:
     """The inverse of :func:`budget_of`, with the rounds and decoders of a time of the grid."""
-    iterations = line.rounds[lane, h] / fleet.made[lane]
-    seconds = _longest_s(fleet, line, lane, h, work, iterations + 1)
+    iterations, riders = line.rounds[lane, h] / fleet.made[lane], line.riders[lane, h]
+    decoders, context = line.decoders[lane, h], line.context[lane, h]
+    seconds = seconds_of(fleet, lane, work, iterations + 1, riders, decoders, context)
     if line.since[lane, h] < math.inf:
-        sooner_s = _longest_s(fleet, line, lane, h, work, max(1.0, iterations))
+        sooner_s = seconds_of(fleet, lane, work, max(1.0, iterations), riders, decoders, context)
         if sooner_s <= (line.times[h] - line.since[lane, h]) / TICKS - line.offset_s[lane]:
             seconds = min(seconds, sooner_s)
     return seconds
-
-
-@compiled
-def _longest_s(fleet: Fleet, line: Timeline, lane: int, h: int, work: float, iterations: float) -> float:
-    """How long at least so many iterations take, with so much work in them."""
-    decoders, longest_s = line.decoders[lane, h], 0.0
-    riders = min(line.riders[lane, h], iterations * decoders)
-    extra_s = _extra_s(fleet, lane, iterations, riders, decoders, line.context[lane, h])
-    for piece in range(fleet.pieces[lane]):
-        k_token, base_s = fleet.k_token[lane, piece], fleet.base[lane, piece] + extra_s
-        longest_s = max(longest_s, iterations * base_s + k_token * (work + iterations + riders))
-        per_token_s = k_token + base_s / max(1.0, fleet.max_batch[lane] - decoders)
-        longest_s = max(longest_s, per_token_s * work + k_token * decoders)
-    return longest_s
 
 
 @compiled
