@@ -241,10 +241,8 @@ def add_decoder(fleet: Fleet, line: Timeline, lane: int, due: float, tpot: float
     """A decoder whose first token is due then."""
     first = column_of(line, due) + 1
     for h in range(first, line.times.shape[0]):
-        owed = math.floor((line.times[h] - due) / tpot)
-        since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
-        line.rounds[lane, h], line.since[lane, h] = max(line.rounds[lane, h], owed), since
-        line.riders[lane, h] += (line.times[h] + _guard(fleet, lane) - due) / tpot
+        found = _joined(fleet, line, lane, h, due, tpot)
+        line.rounds[lane, h], line.since[lane, h], line.riders[lane, h] = found
         line.decoders[lane, h] += 1
         line.context[lane, h] += context
     _refill(fleet, line, lane, first)
@@ -281,13 +279,19 @@ def _budget_with(fleet: Fleet, line: Timeline, lane: int, h: int, due: float, tp
     """Until then, with one more decoder whose first token is due at ``due``, if its TPOT is finite."""
     if line.times[h] <= due or tpot == math.inf:
         return line.budget[lane, h]
+    rounds, since, riders = _joined(fleet, line, lane, h, due, tpot)
+    return _budget_at(
+        fleet, line, lane, h, rounds, since, riders, line.decoders[lane, h] + 1, line.context[lane, h] + context
+    )
+
+
+@compiled
+def _joined(fleet: Fleet, line: Timeline, lane: int, h: int, due: float, tpot: float) -> tuple[float, float, float]:
+    """Rounds, since and riders with one more decoder, whose first token is due at ``due``, before that time."""
     owed = math.floor((line.times[h] - due) / tpot)
     since = _since(line, lane, h, owed, line.times[h] - due - owed * tpot)
     riders = line.riders[lane, h] + (line.times[h] + _guard(fleet, lane) - due) / tpot
-    return _budget_at(
-        fleet, line, lane, h, max(line.rounds[lane, h], owed), since, riders,
-        line.decoders[lane, h] + 1, line.context[lane, h] + context,
-    )  # fmt: skip
+    return max(line.rounds[lane, h], owed), since, riders
 
 
 @compiled

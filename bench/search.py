@@ -10,6 +10,7 @@ T = TypeVar("T")
 
 PRECISION = 0.05
 MOST_DOUBLINGS = 12
+MOST_LAPS = 20
 STUDENT_975 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t by degrees of freedom."""
 
@@ -44,9 +45,14 @@ def highest(holds: Callable[[float], bool], start: float, precision: float = PRE
 
 
 def race(candidates: Sequence[T], score: Callable[[T, float], float], least: float, start: float, step: float) -> T:
-    """The candidate that still scores ``least`` at the highest rate; rates go up by ``step`` until one is left."""
+    """The candidate that still scores ``least`` at the highest rate; rates go up by ``step`` until one is left.
+
+    After ``MOST_LAPS`` the first that is left wins: in a window with few requests, or none, no rate is too high.
+    """
     left, rate = list(candidates), start
-    while len(left) > 1:
+    for _ in range(MOST_LAPS):
+        if len(left) == 1:
+            break
         scores = [score(candidate, rate) for candidate in left]
         passed = [candidate for candidate, found in zip(left, scores, strict=True) if found >= least]
         if not passed:

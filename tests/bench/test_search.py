@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.search import geometric, highest, race
+from bench.search import MOST_LAPS, geometric, highest, race
 
 
 @given(limit=st.floats(0.01, 500.0), start=st.floats(0.01, 500.0))
@@ -41,6 +41,17 @@ def test_the_race_is_won_by_who_holds_at_the_highest_rate() -> None:
 def test_of_those_that_fail_at_once_the_best_wins() -> None:
     scores = {"a": 0.2, "b": 0.5}
     assert race(list(scores), lambda name, _: scores[name], 0.9, 1.0, 1.2) == "b"
+
+
+def test_a_race_in_which_nobody_fails_ends() -> None:
+    asked = []
+
+    def score(name: str, rate: float) -> float:
+        asked.append(rate)
+        return 1.0 if name != "slow" else float(rate <= 2.0)
+
+    assert race(["slow", "first", "second"], score, 0.9, 1.0, 1.15) == "first"
+    assert len(set(asked)) == MOST_LAPS
 
 
 def test_the_interval_is_students_on_logarithms() -> None:
