@@ -4,7 +4,7 @@ import math
 
 from common.messages import Verdict
 from common.slo import Objective
-from tests.admission.test_ours import NOW_S, busy, due_in, plan, state_of
+from tests.admission.ours_states import NOW_S, busy, due_in, plan, state_of
 from tests.factories import make_held, make_running, make_state, make_worker
 
 
