@@ -1,8 +1,9 @@
 """What engines can do at all: whether an SLO is possible, and how long what waits will take."""
 
+import math
 from collections.abc import Iterable
 
-from admission.objectives import zero_load_ttft_s
+from admission.objectives import zero_load_ttfts_s
 from admission.plan import Held, Worker
 from common.latency_model import Batch
 from common.messages import Stage
@@ -21,8 +22,12 @@ def unattainable(held: Held, workers: Iterable[Worker]) -> str | None:
     """
     if held.objective is None or held.generated_tokens:
         return None
-    least_s = zero_load_ttft_s(held.need_tokens, workers)
-    if least_s is None or held.objective.ttft_s >= least_s:
+    least_s = math.inf
+    for time_s in zero_load_ttfts_s(held.need_tokens, workers):
+        if time_s <= held.objective.ttft_s:
+            return None
+        least_s = min(least_s, time_s)
+    if math.isinf(least_s):
         return None
     return f"{UNATTAINABLE}TTFT is at least {least_s * 1e3:.1f} ms for this prompt"
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from admission.memory import Survival, SurvivalLearner
 from admission.plan import Held, Running, Worker
@@ -24,15 +25,23 @@ class Cluster:
         self._lengths = SurvivalLearner()
         self._stepped_s: dict[str, float] = {}
         self._busy_until_s: Mapping[str, float] = {}
+        self._seen: dict[str, _Seen] = {}
+        self._workers: Mapping[str, Worker] | None = None
 
     @property
-    def workers(self) -> dict[str, Worker]:
-        """Workers that may get work, by id."""
-        stepped_s, busy_until_s = self._stepped_s, self._busy_until_s
-        ready = [state for state in self._states.values() if state.ready and not state.draining]
-        return {
-            state.id: _worker(state, stepped_s.get(state.id, 0.0), busy_until_s.get(state.id, 0.0)) for state in ready
-        }
+    def workers(self) -> Mapping[str, Worker]:
+        """Workers that may get work, by id; each is the same object for as long as nothing new is known of it."""
+        if self._workers is None:
+            self._seen = {state.id: self._look(state) for state in self._states.values() if _able(state)}
+            self._workers = {name: seen.worker for name, seen in self._seen.items()}
+        return self._workers
+
+    def _look(self, state: WorkerState) -> "_Seen":
+        seen = self._seen.get(state.id)
+        stepped_s, busy_until_s = self._stepped_s.get(state.id, 0.0), self._busy_until_s.get(state.id, 0.0)
+        if seen is not None and seen[:3] == (state, stepped_s, busy_until_s):
+            return seen
+        return _Seen(state, stepped_s, busy_until_s, _worker(state, stepped_s, busy_until_s))
 
     @property
     def states(self) -> Mapping[str, WorkerState]:
@@ -53,11 +62,13 @@ class Cluster:
         """Take in heartbeats; returns the workers that have fallen silent."""
         self._states = {name: state for name, state in states.items() if state is not None}
         self._stepped_s = {name: time_s for name, time_s in self._stepped_s.items() if name in self._states}
+        self._workers = None
         return [name for name, state in states.items() if state is None]
 
     def busy(self, until_s: Mapping[str, float]) -> None:
         """Take in until when workers said that their iterations last."""
         self._busy_until_s = until_s
+        self._workers = None
 
     def dispatched(self, held: Held, decision: Decision, attempt: int) -> None:
         """A request was given to its prefill worker."""
@@ -119,6 +130,7 @@ class Cluster:
         Either came when an iteration of its worker ended.
         """
         self._stepped_s[progress.worker] = max(progress.time_s, self._stepped_s.get(progress.worker, 0.0))
+        self._workers = None
         running = self._running.get(progress.id)
         if running is None or self._attempts.get(progress.id) != progress.attempt:
             return None
@@ -150,6 +162,20 @@ class Cluster:
         self._stepped_s.clear()
         self._running.clear()
         self._attempts.clear()
+        self._workers = None
+
+
+class _Seen(NamedTuple):
+    """What a worker was made of, and the worker."""
+
+    state: WorkerState
+    stepped_s: float
+    busy_until_s: float
+    worker: Worker
+
+
+def _able(state: WorkerState) -> bool:
+    return state.ready and not state.draining
 
 
 def _worker(state: WorkerState, stepped_s: float, busy_until_s: float) -> Worker:

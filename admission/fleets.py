@@ -31,7 +31,7 @@ class Fleets:
     def __init__(self, longest_steps: float = math.inf, draft_trust: float = 0.0) -> None:
         self._longest_steps = longest_steps
         self._draft_trust = draft_trust
-        self._kept: dict[tuple[str, float], tuple[tuple[Any, ...], bytes]] = {}
+        self._kept: dict[tuple[str, float], tuple[Worker, tuple[Any, ...], bytes]] = {}
 
     def of(self, workers: Sequence[Worker], now_s: float, stretch: float = 1.0) -> Fleet:
         """Columns of workers, in the order given; every cost is multiplied by ``stretch``."""
@@ -45,15 +45,17 @@ class Fleets:
         return cast(Fleet, fleet)
 
     def _row(self, worker: Worker, stretch: float) -> bytes:
+        key = worker.id, stretch
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] is worker:
+            return kept[2]
         follows_from = (
             worker.latency, worker.max_batch_tokens, worker.max_seqs, worker.total_blocks, worker.block_size,
             worker.may, worker.prefers, worker.step_s, worker.draft_tokens, worker.pull_s, worker.slowdown,
         )  # fmt: skip
-        key = worker.id, stretch
-        kept = self._kept.get(key)
-        if kept is None or kept[0] != follows_from:
-            kept = self._kept[key] = follows_from, self._made(worker, stretch)
-        return kept[1]
+        row = kept[2] if kept is not None and kept[1] == follows_from else self._made(worker, stretch)
+        self._kept[key] = worker, follows_from, row
+        return row
 
     def _made(self, worker: Worker, stretch: float) -> bytes:
         """All but what :meth:`of` fills in."""

@@ -1,6 +1,6 @@
 """From an SLO as it was asked for to one in seconds, with the latency model of the engine that would serve it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from admission.plan import Worker
 from common.messages import Request, Stage
@@ -18,7 +18,7 @@ def resolve(request: Request, workers: Iterable[Worker]) -> Objective | None:
     if slo.ttft_ms is not None:
         ttft_s = slo.ttft_ms / 1e3
     else:
-        zero_load_s = zero_load_ttft_s(len(request.prompt), workers)
+        zero_load_s = min(zero_load_ttfts_s(len(request.prompt), workers), default=None)
         if zero_load_s is None:
             return None
         assert slo.ttft_slowdown is not None
@@ -32,11 +32,8 @@ def resolve(request: Request, workers: Iterable[Worker]) -> Objective | None:
     )
 
 
-def zero_load_ttft_s(prompt_tokens: int, workers: Iterable[Worker]) -> float | None:
-    """Prefill time of a prompt on the fastest idle worker that may prefill, in seconds; None without one."""
-    times = [
-        worker.latency.prefill_seconds(prompt_tokens, worker.max_batch_tokens)
-        for worker in workers
-        if Stage.PREFILL in worker.may
-    ]
-    return min(times, default=None)
+def zero_load_ttfts_s(prompt_tokens: int, workers: Iterable[Worker]) -> Iterator[float]:
+    """Prefill time of a prompt on each worker that may prefill, if it is idle, in seconds."""
+    for worker in workers:
+        if Stage.PREFILL in worker.may:
+            yield worker.latency.prefill_seconds(prompt_tokens, worker.max_batch_tokens)

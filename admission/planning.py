@@ -69,6 +69,11 @@ class Planning:
         self._claims_unsure = False
         self._may_claim = True
 
+    @property
+    def cycle(self) -> int:
+        """How many plans were made."""
+        return self._cycle
+
     def warm_up(self) -> None:
         """Compile what the policy has to compile, then plan with it; blocks for seconds, so not for the event loop."""
         self._wanted.warm_up()

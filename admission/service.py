@@ -221,13 +221,15 @@ class AdmissionService:
             self._dirty.clear()
             lead = self._lead
             if lead is None:
+                wake_s = None
                 continue
-            began_s = time.monotonic()
+            began_s, cycle = time.monotonic(), self.planning.cycle
             try:
                 wake_s = await self.planning.plan_once(lead)
             except LeadershipLost:
                 self._step_down("fenced off")
-            await asyncio.sleep(max(0.0, began_s + self._settings.replan_ms / 1e3 - time.monotonic()))
+            if self.planning.cycle != cycle:  # else nothing was held, and who comes next need not wait
+                await asyncio.sleep(max(0.0, began_s + self._settings.replan_ms / 1e3 - time.monotonic()))
 
 
 async def _persist(loop: Callable[[], Awaitable[None]], outage: Callable[[], None]) -> None:

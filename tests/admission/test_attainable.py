@@ -26,6 +26,13 @@ def test_a_ttft_of_the_zero_load_time_is_possible_however_late_it_is() -> None:
     assert unattainable(make_held(objective=due_in(0.0152), arrival_s=0.0), FLEET) is None
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_engine_that_is_fast_enough_makes_it_possible(reverse: bool) -> None:
+    fleet = [make_worker(id="slow", latency=FAST.scaled(2)), make_worker(id="fast")]
+    found = [unattainable(make_held(objective=due_in(s)), fleet[::-1] if reverse else fleet) for s in (0.0152, 0.015)]
+    assert found == [None, "slo_unattainable: TTFT is at least 15.1 ms for this prompt"]
+
+
 def test_what_has_no_slo_or_has_begun_or_finds_no_engine_is_left_alone() -> None:
     assert unattainable(make_held(objective=None), FLEET) is None
     assert unattainable(make_held(objective=due_in(0.001), generated_tokens=3), FLEET) is None

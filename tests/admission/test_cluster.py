@@ -41,6 +41,23 @@ def test_a_worker_is_busy_until_what_its_frames_last_said() -> None:
     assert (cluster.workers["w"].busy_until_s, cluster.workers["v"].busy_until_s) == (70.0, 0.0)
 
 
+def test_a_worker_is_made_anew_only_when_something_new_is_known_of_it() -> None:
+    cluster = Cluster()
+    states = {name: heartbeat(name) for name in "vw"}
+    cluster.beat(states)
+    v = cluster.workers["v"]
+    cluster.busy({"w": 70.0})
+    cluster.progressed(Progress("r", 1, "w", 1, False, 50.0))
+    assert cluster.workers["v"] is v
+    assert (cluster.workers["w"].busy_until_s, cluster.workers["w"].stepped_s) == (70.0, 50.0)
+    cluster.beat(states | {"v": replace(states["v"], free_blocks=7)})
+    assert cluster.workers["v"].free_blocks == 7
+    cluster.beat(states | {"v": replace(states["v"], draining=True)})
+    assert list(cluster.workers) == ["w"]
+    cluster.clear()
+    assert not cluster.workers
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
 def test_figures_that_can_not_be_are_as_though_nothing_had_been_measured(value: float) -> None:
     cluster = Cluster()

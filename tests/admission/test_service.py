@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from admission.attainable import LONGEST_DRAIN_S
+from admission.planning import Lead
 from admission.service import AdmissionService
 from common.bus.memory import MemoryBus
 from common.latency_model import LatencyModel, Piece
@@ -42,6 +43,40 @@ async def test_it_tells_once_its_policy_is_compiled() -> None:
         await told.wait()
     stop.set()
     await running
+
+
+async def test_a_planner_that_had_nothing_to_plan_does_not_rest_before_it_plans() -> None:
+    bus = MemoryBus()
+    async with running_pipeline(bus, replan_ms=60_000) as pipeline:
+        await asyncio.sleep(0.1)  # it has looked, and found nothing
+        request = arriving()
+        await bus.submit(request, 100)
+        assert (await pipeline.ended(request.id)).state is State.DONE
+
+
+async def test_a_planner_that_does_not_lead_any_more_waits_quietly() -> None:
+    bus, looked = MemoryBus(), 0
+
+    def clock() -> float:
+        nonlocal looked
+        looked += 1
+        return time.time()
+
+    async def overdue(lead: Lead) -> float:
+        return time.time() - 1.0
+
+    service = AdmissionService(bus, quick_settings(leader_ttl_s=0.2), load_tiers(), "planner", clock)
+    service.planning.plan_once = overdue  # type: ignore[method-assign]
+    running = asyncio.create_task(service.run(asyncio.Event()))
+    await until(lambda: service.leading)
+    await bus.resign("planner")
+    await bus.lead("rival", 60.0)
+    await until(lambda: not service.leading)
+    before = looked
+    await asyncio.sleep(0.3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert looked - before < 20
 
 
 async def test_predictions_and_timings_are_in_the_record() -> None:
