@@ -1,10 +1,10 @@
 """One plan after another: claims what can be planned, asks the policy, sends what it decided."""
 
-import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from admission.arriving import Arriving
 from admission.attainable import drain_s
@@ -15,9 +15,10 @@ from admission.policies import make_policy, options_of
 from admission.record import PlanLog
 from admission.report import Report
 from admission.sessions import Sessions
+from admission.telling import Telling
 from admission.window import Waiting, Window
-from common.bus.interface import Bus, Claim
-from common.errors import BusError
+from common.bus.interface import Bus, Claim, Room
+from common.errors import BusError, SlosError
 from common.messages import Decision, End, Progress, Record, State, Work
 from common.settings import Settings
 from common.telemetry.logs import get_logger
@@ -68,6 +69,7 @@ class Planning:
         self._cycle = 0
         self._claims_unsure = False
         self._may_claim = True
+        self.telling = Telling(self.doubt_claims)
 
     @property
     def cycle(self) -> int:
@@ -93,6 +95,7 @@ class Planning:
 
     def clear(self) -> None:
         """Somebody else leads."""
+        self.telling.give_up()
         self._may_claim = True
         self._expected.clear()
         self.window.clear()
@@ -127,7 +130,13 @@ class Planning:
         self._expected.pop(request_id, None)
 
     async def plan_once(self, lead: Lead) -> float | None:
-        """Claim, plan and send; returns when to plan again at the latest. Raises LeadershipLost and BusError."""
+        """Claim, plan and send; returns when to plan again at the latest. Raises LeadershipLost and BusError.
+
+        The queue is told while the next plan is made already, which knows what was decided. If that fails, the next
+        call raises it, and what was not told is claimed again.
+        """
+        if self.telling.ended:
+            await self.telling.wait()
         await self._claim()
         await self._expire()
         if not len(self.window):
@@ -189,25 +198,27 @@ class Planning:
             self._log = None
 
     def close(self) -> None:
-        """Close the log of plans."""
+        """Stop telling, and close the log of plans."""
+        self.telling.give_up()
         if self._log is not None:
             self._log.close()
 
     async def _claim(self) -> None:
         if self._claims_unsure:
+            await self.telling.wait()
             mine = await self._bus.reclaim(self._tiers.names, self._name)
             self._claims_unsure = False
             self._hold([claim for claim in mine if claim.request.id not in self.window])
         if not self._may_claim and not len(self.window):
             return
-        full = len(self.window) > 0  # maybe there is no room for all
+        rooms, shared = self.window.rooms()
         self._may_claim = False
         try:
-            claimed = await self._bus.claim_each(*self.window.rooms(), self._name)
+            claimed = await self._bus.claim_each(rooms, shared, self._name)
         except BusError:
             self._may_claim = True
             raise
-        self._may_claim |= full or len(claimed.claims) > 0
+        self._may_claim |= _may_be_more(claimed.claims, rooms, shared)
         self._hold(claimed.claims)
         self.cluster.busy(claimed.busy_until_s)
 
@@ -240,20 +251,27 @@ class Planning:
             await self._apply(plan, lead, now_s, state)
 
     async def _apply(self, plan: Plan, lead: Lead, now_s: float, state: ClusterState) -> None:
-        hop_s, plan = state.hop_s, self._with_inputs(plan, now_s, state)
-        sent = (self._dispatch(request_id, decision, lead, hop_s) for request_id, decision in plan.dispatch.items())
-        for answer in await asyncio.gather(*sent, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
+        """Begin to tell the queue, once it knows what was decided before."""
+        await self.telling.wait()
+        self.telling.begin(self._decide(self._with_inputs(plan, now_s, state), lead, now_s, state.hop_s))
+
+    def _decide(self, plan: Plan, lead: Lead, now_s: float, hop_s: float) -> Sequence[Coroutine[Any, Any, None]]:
+        """Take in what was decided, for the next plan; returns how the queue is told."""
+        telling = []
+        for request_id, decision in plan.dispatch.items():
+            waiting = None if decision.prefill_worker is None else self.window.pop(request_id)
+            if waiting is not None:
+                telling.append(self._dispatch(waiting, self._dispatched(waiting, decision, hop_s), lead))
         for request_id, decision in plan.defer.items():
             waiting = self.window.get(request_id)
-            if waiting is not None and await self._bus.note(waiting.claim, decision, lead.token):
-                self.window.decided(request_id, decision, deferred=True)
-                self._report.decided(waiting, decision, now_s)
-        for request_id, decision in plan.reject.items():
-            waiting = self.window.get(request_id)
             if waiting is not None:
-                await self._reject(waiting, decision, lead, now_s)
+                self.window.decided(request_id, decision, deferred=True)
+                telling.append(self._defer(waiting, decision, lead, now_s))
+        for request_id, decision in plan.reject.items():
+            waiting = self.window.pop(request_id)
+            if waiting is not None:
+                telling.append(self._reject(waiting, decision, lead, now_s))
+        return telling
 
     def _with_inputs(self, plan: Plan, now_s: float, state: ClusterState) -> Plan:
         """The decisions with what they were made from."""
@@ -283,24 +301,31 @@ class Planning:
             reject={id_: told(id_, decision) for id_, decision in plan.reject.items()},
         )
 
-    async def _dispatch(self, request_id: str, decision: Decision, lead: Lead, hop_s: float) -> None:
-        waiting = self.window.get(request_id)
-        if waiting is None or decision.prefill_worker is None:
-            return
-        claim = waiting.claim
-        trace = self._report.admission_span(waiting, decision, self._clock())
-        work = Work(
-            claim.request, decision, claim.attempt, claim.generated, trace=trace, first_token_s=claim.first_token_s
-        )
+    def _dispatched(self, waiting: Waiting, decision: Decision, hop_s: float) -> Work:
+        claim, request_id = waiting.claim, waiting.claim.request.id
+        assert decision.prefill_worker is not None
         self.cluster.dispatched(waiting.held, decision, claim.attempt)
         self._sessions.dispatched(waiting.held, decision.prefill_worker)
         if decision.predicted_ttft_ms is not None:
             self._expected[request_id] = claim.request.arrival_s + decision.predicted_ttft_ms / 1e3 - hop_s
-        if await self._bus.dispatch(claim, work, lead.token):
-            self._report.decided(waiting, decision, self._clock())
+        trace = self._report.admission_span(waiting, decision, self._clock())
+        return Work(
+            claim.request, decision, claim.attempt, claim.generated, trace=trace, first_token_s=claim.first_token_s
+        )
+
+    async def _dispatch(self, waiting: Waiting, work: Work, lead: Lead) -> None:
+        if await self._bus.dispatch(waiting.claim, work, lead.token):
+            self._report.decided(waiting, work.decision, self._clock())
         else:
-            self.forget(request_id)
-        self.window.pop(request_id)
+            self.forget(work.request.id)
+
+    async def _defer(self, waiting: Waiting, decision: Decision, lead: Lead, now_s: float) -> None:
+        try:
+            if await self._bus.note(waiting.claim, decision, lead.token):
+                self._report.decided(waiting, decision, now_s)
+        except SlosError:
+            self.window.pop(waiting.claim.request.id)  # to be claimed, and told, again
+            raise
 
     async def _reject(self, waiting: Waiting, decision: Decision, lead: Lead, now_s: float) -> None:
         self._report.decided(waiting, decision, now_s)
@@ -316,3 +341,10 @@ class Planning:
             end = replace(end, retry_after_s=None)
         await self._bus.end(claim.request.id, end, claim.attempt)
         self.window.pop(claim.request.id)
+
+
+def _may_be_more(claims: Sequence[Claim], rooms: Mapping[str, Room], shared: int) -> bool:
+    """Whether there may have been no room for all that waits."""
+    count = Counter(claim.request.tier for claim in claims)
+    beyond = sum(max(0, count[tier] - room.own) for tier, room in rooms.items())
+    return beyond >= shared or any(count[tier] >= room.most for tier, room in rooms.items())

@@ -30,10 +30,10 @@ class Asked(MemoryBus):
         return await super().claim_each(rooms, shared, planner)
 
 
-async def leading(bus: MemoryBus) -> tuple[Planning, Lead]:
+async def leading(bus: MemoryBus, settings: Settings | None = None) -> tuple[Planning, Lead]:
     token = await bus.lead("planner", 10.0)
     assert token is not None
-    return AdmissionService(bus, Settings(), load_tiers(), "planner").planning, Lead(token)
+    return AdmissionService(bus, settings or Settings(), load_tiers(), "planner").planning, Lead(token)
 
 
 async def test_only_arrivals_make_an_idle_planner_ask() -> None:
@@ -47,7 +47,7 @@ async def test_only_arrivals_make_an_idle_planner_ask() -> None:
     assert bus.times == 2
 
 
-async def test_it_asks_again_while_something_is_held_or_may_be_left_and_after_an_outage() -> None:
+async def test_it_asks_again_while_something_is_held_and_after_an_outage() -> None:
     bus = Asked()
     planning, lead = await leading(bus)
     request = make_request(arrival_s=time.time())
@@ -61,5 +61,19 @@ async def test_it_asks_again_while_something_is_held_or_may_be_left_and_after_an
     await planning.plan_once(lead)
     planning.cancelled(request.id)
     await planning.plan_once(lead)
+    assert bus.times == 3
+
+
+async def test_it_asks_again_where_there_was_no_room_for_all() -> None:
+    bus = Asked()
+    planning, lead = await leading(bus, Settings(window=8))
+    requests = [make_request(id=f"many{number}", arrival_s=time.time()) for number in range(20)]
+    for request in requests:
+        await bus.submit(request, 100)
     await planning.plan_once(lead)
-    assert bus.times == 4
+    held = [request.id for request in requests if request.id in planning.window]
+    assert 0 < len(held) < len(requests)
+    for request_id in held:
+        planning.cancelled(request_id)
+    await planning.plan_once(lead)
+    assert len(planning.window) > 0
