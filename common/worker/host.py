@@ -138,10 +138,12 @@ class WorkerHost:
     # staying alive
 
     async def _beat_loop(self) -> None:
+        wait_s = secrets.SystemRandom().uniform(0.0, self._settings.heartbeat_s)  # who started together beats apart
         while True:
             with contextlib.suppress(BusUnavailable):
                 await self._beat()
-            await asyncio.sleep(self._settings.heartbeat_s)
+            await asyncio.sleep(wait_s)
+            wait_s = self._settings.heartbeat_s
 
     async def _beat(self) -> None:
         if not await self._bus.beat(self._state(), self._settings.worker_dead_s):

@@ -117,6 +117,27 @@ async def test_a_worker_has_worked_before_it_registers_and_leaves_nothing_of_it(
     await bench.close()
 
 
+async def test_workers_that_start_together_beat_apart() -> None:
+    bus, settings, registry = MemoryBus(), quick_settings(heartbeat_s=0.3), KvRegistry()
+    beats: dict[str, list[float]] = {}
+    beat = bus.beat
+
+    async def noted(state: WorkerState, ttl_s: float) -> bool:
+        beats.setdefault(state.id, []).append(time.monotonic())
+        return await beat(state, ttl_s)
+
+    bus.beat = noted  # type: ignore[method-assign]
+    engines = [SimulatedEngine(settings, latency=QUICK, registry=registry, total_blocks=BLOCKS) for _ in range(12)]
+    hosts = [WorkerHost(bus, engine, settings, Stage.PREFILL, tuple(Stage)) for engine in engines]
+    tasks = [asyncio.create_task(host.run(asyncio.Event())) for host in hosts]
+    await until(lambda: len(beats) == 12 and all(len(times) > 1 for times in beats.values()))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    waits = [times[1] - times[0] for times in beats.values()]
+    assert max(waits) - min(waits) > 0.1
+
+
 async def test_a_worker_whose_rehearsal_is_refused_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generate = SimulatedEngine.generate
 
