@@ -1,6 +1,7 @@
 """Promises on real engines: kept under a burst, refused or deferred where they can not be, staged by thinking."""
 
 import asyncio
+import math
 import random
 from collections.abc import Iterator
 
@@ -22,8 +23,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 LONG_TOKENS = 3900
 CHUNK_TOKENS = 2048
 BURST = 24
-DEFERRED_BURST = 8
-"""Twice as many as two workers can have in time, and few enough for the tier's patience on a slow machine."""
+DEFERRED_BURST_S = 50.0
+"""Two workers' work within the patience of 30 s, and three times what they can have in time: after a burst their models
+may still say that prompts take twice as long as they do."""
 NOISE = 0.15
 """Deadlines are stretched by this much more than the metric does: processes share two cores here."""
 
@@ -79,7 +81,8 @@ async def test_a_refused_request_is_admitted_when_it_comes_back_at_the_time_it_w
 ) -> None:
     await whole(cluster, bus)
     prefill_s = long_prefill_s(await latency(bus))
-    body = {"max_tokens": 2, "slo": {"ttft_ms": 5e3 * prefill_s + 1000, "tpot_ms": 2000.0}, "on_overload": "reject"}
+    # a fraction of 24 fits, though models may still say that prompts take twice as long as they do
+    body = {"max_tokens": 2, "slo": {"ttft_ms": 3e3 * prefill_s + 1000, "tpot_ms": 2000.0}, "on_overload": "reject"}
     async with session(cluster.url) as client:
         prompts = [prompt(LONG_TOKENS) for _ in range(24)]
         responses = await asyncio.gather(*(post(client, prompt_token_ids=tokens, **body) for tokens in prompts))
@@ -96,13 +99,15 @@ async def test_a_refused_request_is_admitted_when_it_comes_back_at_the_time_it_w
 
 async def test_a_deferred_request_completes_and_says_so(cluster: Cluster, bus: RedisBus) -> None:
     await whole(cluster, bus)
-    slo = {"ttft_ms": 2e3 * long_prefill_s(await latency(bus)) + 500, "tpot_ms": 2000.0}
+    long_s = long_prefill_s(await latency(bus))
+    slo = {"ttft_ms": 2e3 * long_s + 500, "tpot_ms": 2000.0}
+    count = min(32, math.ceil(DEFERRED_BURST_S / long_s))
     async with session(cluster.url) as client:
         body = {"max_tokens": 3, "slo": slo, "on_overload": "defer", "ignore_eos": True}
-        burst = [finished(client, prompt_token_ids=prompt(LONG_TOKENS), **body) for _ in range(DEFERRED_BURST)]
+        burst = [finished(client, prompt_token_ids=prompt(LONG_TOKENS), **body) for _ in range(count)]
         answers = await asyncio.gather(*burst)
-    assert [answer.error for answer in answers] == [{}] * DEFERRED_BURST
-    assert [len(answer.tokens) for answer in answers] == [3] * DEFERRED_BURST
+    assert [answer.error for answer in answers] == [{}] * count
+    assert [len(answer.tokens) for answer in answers] == [3] * count
     deferred = [answer for answer in answers if answer.verdicts[0] == "deferred"]
     assert deferred
     for answer in deferred:
