@@ -208,7 +208,10 @@ class Planning:
             await self.telling.wait()
             mine = await self._bus.reclaim(self._tiers.names, self._name)
             self._claims_unsure = False
-            self._hold([claim for claim in mine if claim.request.id not in self.window])
+            unknown = [claim for claim in mine if claim.request.id not in self.window]
+            for claim in unknown:  # who was to be dispatched was not
+                self.forget(claim.request.id)
+            self._hold(unknown)
         if not self._may_claim and not len(self.window):
             return
         rooms, shared = self.window.rooms()
@@ -346,5 +349,5 @@ class Planning:
 def _may_be_more(claims: Sequence[Claim], rooms: Mapping[str, Room], shared: int) -> bool:
     """Whether there may have been no room for all that waits."""
     count = Counter(claim.request.tier for claim in claims)
-    beyond = sum(max(0, count[tier] - room.own) for tier, room in rooms.items())
-    return beyond >= shared or any(count[tier] >= room.most for tier, room in rooms.items())
+    left = shared - sum(max(0, count[tier] - room.own) for tier, room in rooms.items())
+    return any(count[tier] >= (room.most if left > 0 else min(room.own, room.most)) for tier, room in rooms.items())

@@ -10,34 +10,29 @@ class Telling:
 
     def __init__(self, failed: Callable[[], None]) -> None:
         self._failed = failed
-        self._task: asyncio.Task[None] | None = None
+        self._answers: asyncio.Future[list[BaseException | None]] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing is being told; how the last went is known from :meth:`wait`."""
-        return self._task is None or self._task.done()
+        return self._answers is None or self._answers.done()
 
     def begin(self, told: Sequence[Coroutine[Any, Any, None]]) -> None:
         """Begin to tell; what was told before must have been waited for."""
-        assert self._task is None
+        assert self._answers is None
         if told:
-            self._task = asyncio.create_task(self._tell(told))
+            self._answers = asyncio.gather(*told, return_exceptions=True)
 
     async def wait(self) -> None:
         """Wait until all has been told. Raises LeadershipLost and BusError, once."""
-        task, self._task = self._task, None
-        if task is not None:
-            await task
+        answers, self._answers = self._answers, None
+        for answer in await answers if answers is not None else ():
+            if answer is not None:
+                self._failed()
+                raise answer
 
     def give_up(self) -> None:
         """Tell no more; nobody is interested in how it went."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    async def _tell(self, told: Sequence[Coroutine[Any, Any, None]]) -> None:
-        for answer in await asyncio.gather(*told, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                self._failed()
-                raise answer
+        answers, self._answers = self._answers, None
+        if answers is not None:
+            answers.cancel()

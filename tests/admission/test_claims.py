@@ -47,6 +47,14 @@ async def test_only_arrivals_make_an_idle_planner_ask() -> None:
     assert bus.times == 2
 
 
+async def test_a_small_window_does_not_make_an_idle_planner_ask() -> None:
+    bus = Asked()
+    planning, lead = await leading(bus, Settings(window=4))
+    for _ in range(3):
+        await planning.plan_once(lead)
+    assert bus.times == 1
+
+
 async def test_it_asks_again_while_something_is_held_and_after_an_outage() -> None:
     bus = Asked()
     planning, lead = await leading(bus)

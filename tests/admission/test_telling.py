@@ -103,6 +103,22 @@ async def test_what_could_not_be_dispatched_is_claimed_and_sent_again() -> None:
     assert bus.sent == [request.id] * 2
 
 
+async def test_what_could_not_be_dispatched_is_no_load() -> None:
+    bus = Slow()
+    planning, lead = await leading(bus)
+    await submitted(bus, planning)
+    bus.away = True
+    await planning.plan_once(lead)
+    await until(lambda: planning.telling.ended)
+    with pytest.raises(BusUnavailable):
+        await planning.plan_once(lead)
+    assert len(planning.cluster.running) == 1  # the queue may have heard it
+    bus.away = False
+    planning.use(DeferAll())
+    await planning.plan_once(lead)
+    assert not list(planning.cluster.running)
+
+
 async def test_who_could_not_be_told_that_he_is_deferred_is_told_later() -> None:
     bus = Slow()
     planning, lead = await leading(bus)

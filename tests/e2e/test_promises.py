@@ -24,8 +24,8 @@ LONG_TOKENS = 3900
 CHUNK_TOKENS = 2048
 BURST = 24
 DEFERRED_BURST_S = 50.0
-"""Two workers' work within the patience of 30 s, and three times what they can have in time: after a burst their models
-may still say that prompts take twice as long as they do."""
+"""Two workers' work within the patience of 30 s, and several times what they can have in time: after a burst their
+models may still say that prompts take twice as long as they do."""
 NOISE = 0.15
 """Deadlines are stretched by this much more than the metric does: processes share two cores here."""
 
