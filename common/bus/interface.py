@@ -80,11 +80,11 @@ class News(NamedTuple):
 
 
 class Wake(NamedTuple):
-    """What a worker reads: control messages, and the stages that have work for it, in the order of :class:`Stage`."""
+    """What a worker reads: control messages, and work with its stage, in the order of :class:`Stage`, oldest first."""
 
     cursor: Cursor
     controls: Sequence[Control]
-    stages: tuple[Stage, ...]
+    work: Sequence[tuple[Stage, Work]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +202,6 @@ class WorkerBus(Protocol):
     async def leave(self, worker: str) -> None:
         """Stop being alive at once; what it still has will be requeued by the leader."""
 
-    async def take(self, stage: Stage, worker: str, count: int) -> Sequence[Work]:
-        """Up to ``count`` pieces of work, oldest first; without waiting. Ended requests are left out."""
-
     async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """Append tokens and ends to records and pass them to their apis, one stream entry per api.
 
@@ -222,8 +219,11 @@ class WorkerBus(Protocol):
         False if it has ended or is of another attempt, or was put back because that worker is gone.
         """
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
-        """Control messages after the cursor; returns early when work arrives. Claims nothing."""
+    async def wait(self, worker: str, after: Cursor, block_s: float, room: int = 0) -> Wake:
+        """Control messages after the cursor, and up to ``room`` pieces of work, waiting up to ``block_s`` for any.
+
+        Without room it does not wait for work. Work is taken once; that of ended requests is left out.
+        """
 
 
 class Bus(IngressBus, AdmissionBus, WorkerBus, Protocol):

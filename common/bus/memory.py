@@ -213,16 +213,6 @@ class MemoryBus(MemoryStore):
         if worker in self._workers:
             self._workers[worker] = (None, 0.0)
 
-    async def take(self, stage: Stage, worker: str, count: int) -> Sequence[Work]:
-        """See :class:`WorkerBus`."""
-        queue, taken = self._work[stage, worker], list[Work]()
-        while queue and len(taken) < count:
-            request_id, attempt = queue.popleft()
-            stored = self._records.get(request_id)
-            if stored and stored.work and stored.attempt == attempt and stored.holder == worker:
-                taken.append(stored.work)
-        return taken
-
     async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """See :class:`WorkerBus`."""
         accepted = [self._accept(worker, _over_the_wire(frame)) for frame in frames]
@@ -248,20 +238,29 @@ class MemoryBus(MemoryStore):
         self._give(stored, Stage.DECODE, target)
         return True
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
+    async def wait(self, worker: str, after: Cursor, block_s: float, room: int = 0) -> Wake:
         """See :class:`WorkerBus`."""
         number = number_of(after)
         self._controls[worker].forget(number)
 
-        def stages() -> tuple[Stage, ...]:
-            return tuple(stage for stage in Stage if self._work[stage, worker])
-
         def ready() -> bool:
-            return self._controls[worker].last > number or bool(stages())
+            waiting = room > 0 and any(self._work[stage, worker] for stage in Stage)
+            return waiting or self._controls[worker].last > number
 
         await self._wakeups.wait(f"process {worker}", ready, block_s)
         log = self._controls[worker]
-        return Wake(cursor_at(max(number, log.last)), log.after(number), stages())
+        return Wake(cursor_at(max(number, log.last)), log.after(number), self._take(worker, room))
+
+    def _take(self, worker: str, room: int) -> Sequence[tuple[Stage, Work]]:
+        taken: list[tuple[Stage, Work]] = []
+        for stage in Stage:
+            queue = self._work[stage, worker]
+            while queue and len(taken) < room:
+                request_id, attempt = queue.popleft()
+                stored = self._records.get(request_id)
+                if stored and stored.work and stored.attempt == attempt and stored.holder == worker:
+                    taken.append((stage, stored.work))
+        return taken
 
     # all
 

@@ -93,26 +93,57 @@ class RedisClient:
             return await self.connections.call(*arguments)
 
     async def _run(self, name: str, *arguments: Any) -> Any:
-        script = _SOURCES[name]
-        rest = (len(self._script_keys), *self._script_keys, *arguments)
         async with bus_errors(), asyncio.timeout(self._timeout_s):
             try:
-                return await self.connections.call("EVALSHA", script.sha, *rest)
+                return await self.connections.call(*self._by_sha(name, arguments))
             except NoScriptError:
-                return await self.connections.call("EVAL", script.source, *rest)
+                return await self.connections.call(*self._by_source(name, arguments))
+
+    def _by_sha(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        return "EVALSHA", _SOURCES[name].sha, len(self._script_keys), *self._script_keys, *arguments
+
+    def _by_source(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        return "EVAL", _SOURCES[name].source, len(self._script_keys), *self._script_keys, *arguments
 
     async def _follow(
         self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None = None
     ) -> dict[str, list[Entry]]:
         """Entries after each stream's cursor, waiting for the first; the stream ``forget`` loses those before it."""
-        wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
-        commands: list[tuple[Any, ...]] = []
-        if forget is not None and streams[forget] != START:
-            commands.append(("XTRIM", forget, "MINID", following(streams[forget])))
-        commands.append(("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values()))
+        return (await self._follow_and_run(streams, block_s, count, forget))[0]
+
+    async def _follow_and_run(
+        self,
+        streams: Mapping[str, Cursor],
+        block_s: float,
+        count: int,
+        forget: str | None,
+        then: Sequence[Any] | None = None,
+    ) -> tuple[dict[str, list[Entry]], Any]:
+        """The same, and the answer of the script ``then`` (its name and arguments), which runs when the read ends.
+
+        Both are sent at once, and Redis goes on with what a connection has sent as soon as its read ends.
+        """
+
+        def commands(block_s: float, *script: Any) -> list[Sequence[Any]]:
+            wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
+            read = ("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
+            if forget is None or streams[forget] == START:
+                return [read, script] if script else [read]
+            trim = ("XTRIM", forget, "MINID", following(streams[forget]))
+            return [trim, read, script] if script else [trim, read]
+
         async with bus_errors(), asyncio.timeout(max(0.0, block_s) + self._timeout_s):
-            found = (await self._blocking.call_each(commands))[-1] or ()
-        return {stream.decode(): [(entry.decode(), fields) for entry, fields in entries] for stream, entries in found}
+            if then is None:
+                found, answer = (await self._blocking.call_each(commands(block_s)))[-1], None
+            else:
+                name, *arguments = then
+                try:
+                    replies = await self._blocking.call_each(commands(block_s, *self._by_sha(name, arguments)))
+                except NoScriptError:
+                    replies = await self._blocking.call_each(commands(0.0, *self._by_source(name, arguments)))
+                found, answer = replies[-2:]
+        entries = {stream.decode(): [(id_.decode(), fields) for id_, fields in read] for stream, read in found or ()}
+        return entries, answer
 
 
 def following(cursor: Cursor) -> Cursor:

@@ -32,24 +32,6 @@ class RedisWorker(RedisClient):
         """See the interface."""
         await self._command("DEL", self.keys.worker(worker))
 
-    async def take(self, stage: Stage, worker: str, count: int) -> Sequence[Work]:
-        """See the interface; work stays in its stream until the next call, so a lost answer loses nothing."""
-        if count <= 0:
-            return []
-        stream = self.keys.work(stage, worker)
-        after = self._taken.get(stream, START)
-        cursor, taken = await self._run("take", stage.value, worker, after, following(after), count)
-        self._taken[stream] = cursor.decode()
-        work = []
-        for request_id, blob in taken:
-            try:
-                work.append(decode(blob, Work))
-            except CodecError as error:
-                name = request_id.decode(errors="replace")
-                log.warning("work %s can't be read: %s", name, error)
-                await self._run("end", request_id, "", CORRUPT.state.value, encode(CORRUPT), CORRUPT.reason)
-        return work
-
     async def emit(self, worker: str, frames: Sequence[Frame], busy_until_s: float = 0.0) -> Sequence[bool]:
         """See the interface."""
         accepted: list[bool] = []
@@ -65,15 +47,40 @@ class RedisWorker(RedisClient):
             raise ValueError("a hand-off needs a decode worker")
         return bool(await self._run("hand_off", worker, target, work.request.id, work.attempt, encode(work)))
 
-    async def wait(self, worker: str, after: Cursor, block_s: float) -> Wake:
-        """See the interface."""
+    async def wait(self, worker: str, after: Cursor, block_s: float, room: int = 0) -> Wake:
+        """See the interface; work stays in its stream until the next call, so a lost answer loses nothing.
+
+        It is taken by a script that is sent right behind the blocking read and runs when that ends.
+        """
         control = self.keys.control(worker)
-        work = {self.keys.work(stage, worker): stage for stage in Stage}
-        streams = {control: after} | {stream: self._taken.get(stream, START) for stream in work}
-        found = await self._follow(streams, block_s, READ_COUNT, forget=control)
+        streams = {stage: self.keys.work(stage, worker) for stage in Stage} if room > 0 else {}
+        taken = {stage: self._taken.get(stream, START) for stage, stream in streams.items()}
+        places = [part for stage, cursor in taken.items() for part in (stage.value, cursor, following(cursor))]
+        follow = {control: after} | {streams[stage]: cursor for stage, cursor in taken.items()}
+        found, answer = await self._follow_and_run(
+            follow, block_s, READ_COUNT, control, ("take", worker, room, *places) if streams else None
+        )
         entries = found.get(control, [])
-        stages = tuple(stage for stream, stage in work.items() if found.get(stream))
-        return Wake(entries[-1][0] if entries else after, controls_from(entries), stages)
+        work = [
+            (stage, one)
+            for stage, (_, blobs) in zip(streams, answer or (), strict=True)
+            for one in await self._works_of(blobs)
+        ]
+        self._taken |= {
+            streams[stage]: reached.decode() for stage, (reached, _) in zip(streams, answer or (), strict=True)
+        }
+        return Wake(entries[-1][0] if entries else after, controls_from(entries), work)
+
+    async def _works_of(self, taken: Sequence[Any]) -> Sequence[Work]:
+        work = []
+        for request_id, blob in taken:
+            try:
+                work.append(decode(blob, Work))
+            except CodecError as error:
+                name = request_id.decode(errors="replace")
+                log.warning("work %s can't be read: %s", name, error)
+                await self._run("end", request_id, "", CORRUPT.state.value, encode(CORRUPT), CORRUPT.reason)
+        return work
 
 
 def _parts(frame: Frame) -> Sequence[Any]:

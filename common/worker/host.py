@@ -212,14 +212,12 @@ class WorkerHost:
         cursor = START
         while True:
             try:
-                cursor, controls, stages = await self._bus.wait(self.id, cursor, BLOCK_S)
+                room = self._room()
+                cursor, controls, work = await self._bus.wait(self.id, cursor, BLOCK_S if room else RETRY_S, room)
                 for control in controls:
                     await self._control(control)
-                for stage in stages:
-                    for work in await self._bus.take(stage, self.id, self._room()):
-                        self._start(work, stage)
-                if not self._room():
-                    await asyncio.sleep(RETRY_S)
+                for stage, one in work:
+                    self._start(one, stage)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_S)
 

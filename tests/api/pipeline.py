@@ -127,10 +127,10 @@ class Pipeline:
         running: set[asyncio.Task[None]] = set()
         try:
             while True:
-                for work in await self.bus.take(Stage.PREFILL, PREFILL, 100):
+                cursor, controls, taken = await self.bus.wait(PREFILL, cursor, 10.0, 100)
+                for _, work in taken:
                     self.works.append(work)
                     running.add(asyncio.create_task(self.run(work)))
-                cursor, controls, _ = await self.bus.wait(PREFILL, cursor, 10.0)
                 await self.hear(PREFILL, controls)
         finally:
             for task in running:

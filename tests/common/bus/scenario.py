@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.bus.interface import START, Bus, Claim
 from common.codec import Tokens
-from common.messages import End, Frame, HandOff, Request, Stage, State, Work
+from common.messages import End, Frame, HandOff, Request, State, Work
 from tests.common.bus.steps import CANCELLED, DONE, TTL_S, decision
 from tests.factories import make_request
 
@@ -76,7 +76,10 @@ class Scenario:
         if await self.bus.dispatch(held, work, self.token):
             self.works[request.id] = work
         del self.claims[request.id]
-        return [taken.request.id for taken in await self.bus.take(Stage.PREFILL, self.worker(x), 1 + y)]
+        return await self._take(self.worker(x), 1 + y)
+
+    async def _take(self, worker: str, room: int) -> object:
+        return [(stage, work.request.id) for stage, work in (await self.bus.wait(worker, START, 0, room)).work]
 
     async def _emit(self, request: Request, x: int, y: int, end: End | None = None) -> object:
         work, record = self.works.get(request.id), await self.bus.record(request.id)
@@ -116,7 +119,7 @@ class Scenario:
         done = await self.bus.hand_off(self._holder(work), moved)
         if done:
             self.works[request.id] = moved
-        return done, [taken.request.id for taken in await self.bus.take(Stage.DECODE, self.worker(y), 1 + x)]
+        return done, await self._take(self.worker(y), 1 + x)
 
     async def _die(self, _request: Request, x: int, _y: int) -> object:
         worker, name = self.worker(x), WORKERS[x % len(WORKERS)]

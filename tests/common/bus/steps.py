@@ -41,6 +41,13 @@ async def queued(bus: Bus, **changes: Any) -> Request:
     return request
 
 
+async def taken(bus: Bus, stage: Stage, worker: str, room: int) -> list[Work]:
+    """What a worker takes of a stage, without waiting."""
+    woken = await bus.wait(worker, START, 0, room)
+    assert all(of is stage for of, _ in woken.work)
+    return [work for _, work in woken.work]
+
+
 async def claimed(bus: Bus, **changes: Any) -> tuple[Claim, int]:
     request, token = await queued(bus, **changes), await lead(bus)
     (claim,) = await bus.claim(request.tier, "planner", 1)
@@ -51,7 +58,7 @@ async def dispatched(bus: Bus, prefill: str = "p", decode: str = "d", **changes:
     """A request on its prefill worker, which has taken it."""
     claim, token = await claimed(bus, **changes)
     assert await bus.dispatch(claim, work_of(claim, prefill, decode), token)
-    (work,) = await bus.take(Stage.PREFILL, prefill, 8)
+    (work,) = await taken(bus, Stage.PREFILL, prefill, 8)
     return work, token
 
 
@@ -60,7 +67,7 @@ async def handed_off(bus: Bus, **changes: Any) -> tuple[Work, int]:
     work, token = await dispatched(bus, **changes)
     assert await bus.emit("p", [frame(work, 0, (1000,))]) == [True]
     assert await bus.hand_off("p", handing_off(work))
-    (work,) = await bus.take(Stage.DECODE, "d", 8)
+    (work,) = await taken(bus, Stage.DECODE, "d", 8)
     return work, token
 
 
@@ -68,7 +75,7 @@ async def again(bus: Bus, tier: str, token: int, prefill: str, decode: str = "d"
     """Dispatch the next request of the tier to other workers."""
     (claim,) = await bus.claim(tier, "planner", 1)
     assert await bus.dispatch(claim, work_of(claim, prefill, decode), token)
-    (work,) = await bus.take(Stage.PREFILL, prefill, 8)
+    (work,) = await taken(bus, Stage.PREFILL, prefill, 8)
     return work
 
 

@@ -32,6 +32,7 @@ from tests.common.bus.steps import (
     lead,
     queued,
     stored,
+    taken,
     work_of,
 )
 from tests.factories import make_request
@@ -226,7 +227,7 @@ async def test_a_full_redis_refuses_new_requests_and_drains_the_old_ones(redis_b
         assert await redis_bus.beat(heartbeat("p"), TTL_S)
         assert await redis_bus.emit("p", [frame(running, 0, (1000,))]) == [True]
         assert await redis_bus.hand_off("p", handing_off(running))
-        assert len(await redis_bus.take(Stage.DECODE, "d", 1)) == 1
+        assert len(await taken(redis_bus, Stage.DECODE, "d", 1)) == 1
         assert await redis_bus.emit("d", [frame(running, 1, (2,), DONE)]) == [True]
         assert await redis_bus.dispatch(claim, work_of(claim), token)
         assert await redis_bus.requeue("p", token) == [claim.request.id]
@@ -243,9 +244,9 @@ async def test_an_answer_that_was_lost_loses_no_work(redis_bus: RedisBus) -> Non
     claim, token = await claimed(redis_bus)
     await redis_bus.dispatch(claim, work_of(claim), token)
     cursor_before_the_answer = dict(redis_bus._taken)
-    await redis_bus.take(Stage.PREFILL, "p", 5)
+    await taken(redis_bus, Stage.PREFILL, "p", 5)
     redis_bus._taken = cursor_before_the_answer
-    assert await redis_bus.take(Stage.PREFILL, "p", 5) == [work_of(claim)]
+    assert await taken(redis_bus, Stage.PREFILL, "p", 5) == [work_of(claim)]
 
 
 async def test_read_streams_stay_small(redis_bus: RedisBus) -> None:
@@ -256,7 +257,7 @@ async def test_read_streams_stay_small(redis_bus: RedisBus) -> None:
         await redis_bus.send("p", KeepTrace(f"{position}"))
         after, _ = await redis_bus.replies("api", after, 1)
         control, *_ = await redis_bus.wait("p", control, 1)
-    await redis_bus.take(Stage.PREFILL, "p", 5)
+    await taken(redis_bus, Stage.PREFILL, "p", 5)
     assert await redis_bus._command("XLEN", KEYS.replies("api")) <= 1
     assert await redis_bus._command("XLEN", KEYS.control("p")) <= 1
     assert await redis_bus._command("XLEN", KEYS.work("prefill", "p")) == 0

@@ -19,6 +19,7 @@ from tests.common.bus.steps import (
     lead,
     queued,
     stored,
+    taken,
     work_of,
 )
 
@@ -94,7 +95,7 @@ async def test_work_that_can_not_be_read_fails_its_request(redis_bus: RedisBus) 
     claim, token = await claimed(redis_bus)
     await redis_bus.dispatch(claim, work_of(claim), token)
     await redis_bus._command("HSET", KEYS.record(claim.request.id), "work", b"garbage")
-    assert await redis_bus.take(Stage.PREFILL, "p", 5) == []
+    assert await taken(redis_bus, Stage.PREFILL, "p", 5) == []
     assert (await stored(redis_bus, claim.request.id)).end == End(State.FAILED, "corrupt")
 
 

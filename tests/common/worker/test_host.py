@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.bus.interface import START
+from common.bus.interface import START, Cursor, Wake
 from common.bus.memory import MemoryBus
 from common.engine.interface import Job, Output
 from common.engine.simulated import KvRegistry, SimulatedEngine
@@ -18,6 +18,7 @@ from common.settings import Settings
 from common.telemetry import metrics
 from common.worker.host import WorkerHost, WorkerLost, stages
 from common.worker.job import WorkJob
+from tests.common.bus.steps import taken
 from tests.factories import make_request
 from tests.pipeline import QUICK, quick_settings, until
 
@@ -154,21 +155,24 @@ async def test_a_worker_whose_rehearsal_is_refused_works_all_the_same(monkeypatc
     await bench.close()
 
 
-async def test_a_worker_asks_only_for_stages_that_have_work() -> None:
-    bench = Bench()
-    asked: list[Stage] = []
-    take = bench.bus.take
+async def test_a_worker_asks_for_as_much_as_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.worker.host.SPARE_INTAKE", 1)
+    bench = Bench(max_num_seqs=2)
+    rooms: list[int] = []
+    wait = bench.bus.wait
 
-    async def noted(stage: Stage, worker: str, count: int) -> Sequence[Work]:
-        asked.append(stage)
-        return await take(stage, worker, count)
+    async def noted(worker: str, after: Cursor, block_s: float, room: int = 0) -> Wake:
+        rooms.append(room)
+        return await wait(worker, after, block_s, room)
 
-    bench.bus.take = noted  # type: ignore[method-assign]
+    bench.bus.wait = noted  # type: ignore[method-assign]
     await bench.start(Stage.PREFILL)
     name = bench.hosts[Stage.PREFILL].id
-    for _ in range(3):
-        await bench.ended((await bench.dispatch(name, name)).request.id)
-    assert asked == [Stage.PREFILL] * 3
+    works = [await bench.dispatch(name, name, sampling=Sampling(max_tokens=200)) for _ in range(4)]
+    for work in works:
+        assert await bench.ended(work.request.id) == End(State.DONE, "length")
+    assert rooms[0] == 3
+    assert min(rooms) == 0
     await bench.close()
 
 
@@ -249,7 +253,7 @@ async def test_a_hand_off_older_than_a_third_of_its_lease_is_prefilled_again_and
     decision = replace(truth_work.decision, prefill_worker="p", decode_worker=consumer.id)
     work = Work(request, decision, claim.attempt)
     await bench.bus.dispatch(claim, work, bench.token)
-    await bench.bus.take(Stage.PREFILL, "p", 1)
+    await taken(bench.bus, Stage.PREFILL, "p", 1)
     from common.messages import Frame
 
     await bench.bus.emit("p", [Frame(request.id, 1, 0, truth.generated[:1], time.time())])

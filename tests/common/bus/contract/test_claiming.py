@@ -12,6 +12,7 @@ from tests.common.bus.steps import (
     lead,
     queued,
     stored,
+    taken,
     work_of,
 )
 
@@ -95,7 +96,7 @@ async def test_dispatch_moves_record_work_and_entry_together(bus: Bus) -> None:
     assert await bus.record(claim.request.id) == record
     assert await bus.inflight("p") == [record]
     assert (await bus.depths(["chat"]))["chat"].waiting == 0
-    assert await bus.take(Stage.PREFILL, "p", 5) == [work]
+    assert await taken(bus, Stage.PREFILL, "p", 5) == [work]
     assert await decisions_told(bus) == [Decided(claim.request.id, 1, work.decision)]
 
 
@@ -104,8 +105,8 @@ async def test_a_repeated_dispatch_is_harmless_and_another_one_refused(bus: Bus)
     assert await bus.dispatch(claim, work_of(claim), token)
     assert await bus.dispatch(claim, work_of(claim), token)
     assert not await bus.dispatch(claim, work_of(claim, prefill="q"), token)
-    assert len(await bus.take(Stage.PREFILL, "p", 5)) == 1
-    assert await bus.take(Stage.PREFILL, "q", 5) == []
+    assert len(await taken(bus, Stage.PREFILL, "p", 5)) == 1
+    assert await taken(bus, Stage.PREFILL, "q", 5) == []
     assert len(await decisions_told(bus)) == 1
 
 
@@ -113,7 +114,7 @@ async def test_an_ended_request_is_not_dispatched(bus: Bus) -> None:
     claim, token = await claimed(bus)
     await bus.end(claim.request.id, CANCELLED)
     assert not await bus.dispatch(claim, work_of(claim), token)
-    assert await bus.take(Stage.PREFILL, "p", 5) == []
+    assert await taken(bus, Stage.PREFILL, "p", 5) == []
     assert await bus.inflight("p") == []
 
 
@@ -174,7 +175,7 @@ async def test_a_dispatch_to_a_buried_worker_goes_back_to_the_tier(bus: Bus) -> 
     await bus.requeue("p", token)
     assert not await bus.dispatch(claim, work_of(claim), token)
     assert ids(list(await bus.claim("chat", "planner", 5))) == [claim.request.id]
-    assert await bus.take(Stage.PREFILL, "p", 5) == []
+    assert await taken(bus, Stage.PREFILL, "p", 5) == []
 
 
 async def test_reclaiming_wakes_no_reader_of_news(bus: Bus) -> None:

@@ -15,6 +15,7 @@ from tests.common.bus.steps import (
     heartbeat,
     lead,
     stored,
+    taken,
     work_of,
 )
 
@@ -88,7 +89,7 @@ async def test_a_dead_workers_stream_is_gone(bus: Bus) -> None:
     claim, token = await claimed(bus)
     await bus.dispatch(claim, work_of(claim), token)
     await bus.requeue("p", token)
-    assert await bus.take(Stage.PREFILL, "p", 5) == []
+    assert await taken(bus, Stage.PREFILL, "p", 5) == []
     assert await bus.inflight("p") == []
 
 

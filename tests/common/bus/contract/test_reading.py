@@ -3,7 +3,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from common.bus.interface import START, Bus, Wake
-from common.messages import Cancel, Stage
+from common.messages import Cancel, KeepTrace, Stage
 from tests.common.bus.steps import (
     CANCELLED,
     claimed,
@@ -11,6 +11,7 @@ from tests.common.bus.steps import (
     frame,
     handing_off,
     queued,
+    taken,
     work_of,
 )
 
@@ -91,36 +92,55 @@ async def test_news_wakes_the_planner(bus: Bus) -> None:
 async def test_a_quiet_time_is_an_empty_answer(bus: Bus) -> None:
     cursor, *_ = await bus.progress(START, 0)
     assert (await bus.progress(cursor, 0.01))[1] == []
-    assert (await bus.wait("p", START, 0.01)) == Wake(START, [], ())
+    assert (await bus.wait("p", START, 0.01, 5)) == Wake(START, [], [])
 
 
-async def test_work_wakes_its_worker_and_is_not_taken_by_that(bus: Bus) -> None:
+async def test_work_wakes_its_worker_and_comes_with_that(bus: Bus) -> None:
     claim, token = await claimed(bus)
-    woken = await while_reading(bus.wait("p", START, LONG_S), bus.dispatch(claim, work_of(claim), token))
-    assert woken.controls == []
-    assert woken.stages == (Stage.PREFILL,)
-    assert await bus.take(Stage.PREFILL, "p", 5) == [work_of(claim)]
+    woken = await while_reading(bus.wait("p", START, LONG_S, 5), bus.dispatch(claim, work_of(claim), token))
+    assert woken == Wake(START, [], [(Stage.PREFILL, work_of(claim))])
+    assert await taken(bus, Stage.PREFILL, "p", 5) == []
+
+
+async def test_work_does_not_wake_who_has_no_room(bus: Bus) -> None:
+    claim, token = await claimed(bus)
+    reading = asyncio.create_task(bus.wait("p", START, LONG_S))
+    await asyncio.sleep(0)
+    await bus.dispatch(claim, work_of(claim), token)
+    _, others = await asyncio.wait([reading], timeout=0.05)
+    assert others == {reading}
+    await bus.send("p", KeepTrace("abc"))
+    assert (await reading)[1:] == ([KeepTrace("abc")], [])
+    assert await taken(bus, Stage.PREFILL, "p", 5) == [work_of(claim)]
+
+
+async def test_prompts_and_hand_offs_come_together_and_share_the_room(bus: Bus) -> None:
+    handed, _ = await dispatched(bus)
+    await bus.hand_off("p", handing_off(handed))
+    claim, token = await claimed(bus)
+    await bus.dispatch(claim, work_of(claim, "d"), token)
+    assert (await bus.wait("d", START, 0, 1)).work == [(Stage.PREFILL, work_of(claim, "d"))]
+    assert (await bus.wait("d", START, 0, 1)).work == [(Stage.DECODE, handing_off(handed))]
 
 
 async def test_a_hand_off_wakes_the_decode_worker(bus: Bus) -> None:
     work, _ = await dispatched(bus)
-    woken = await while_reading(bus.wait("d", START, LONG_S), bus.hand_off("p", handing_off(work)))
-    assert woken.stages == (Stage.DECODE,)
-    assert await bus.take(Stage.DECODE, "d", 5) == [handing_off(work)]
+    woken = await while_reading(bus.wait("d", START, LONG_S, 5), bus.hand_off("p", handing_off(work)))
+    assert woken.work == [(Stage.DECODE, handing_off(work))]
 
 
 async def test_work_that_is_there_does_not_let_a_worker_wait(bus: Bus) -> None:
     for _ in range(2):
         claim, token = await claimed(bus)
         await bus.dispatch(claim, work_of(claim), token)
-    await bus.take(Stage.PREFILL, "p", 1)
+    await taken(bus, Stage.PREFILL, "p", 1)
     async with asyncio.timeout(5):
-        assert await bus.wait("p", START, LONG_S) == Wake(START, [], (Stage.PREFILL,))
+        assert (await bus.wait("p", START, LONG_S, 5)).work == [(Stage.PREFILL, work_of(claim))]
 
 
 async def test_a_worker_that_took_its_work_waits(bus: Bus) -> None:
     await dispatched(bus)
-    waiting = asyncio.create_task(bus.wait("p", START, LONG_S))
+    waiting = asyncio.create_task(bus.wait("p", START, LONG_S, 5))
     _, others = await asyncio.wait([waiting], timeout=0.05)
     assert others == {waiting}
     waiting.cancel()
@@ -131,7 +151,7 @@ async def test_a_cancel_wakes_its_worker_and_is_read_once(bus: Bus) -> None:
     work, _ = await dispatched(bus)
     cursor, controls, _ = await while_reading(bus.wait("p", START, LONG_S), bus.end(work.request.id, CANCELLED))
     assert controls == [Cancel(work.request.id, 1, "client_gone")]
-    assert await bus.wait("p", cursor, 0) == Wake(cursor, [], ())
+    assert await bus.wait("p", cursor, 0) == Wake(cursor, [], [])
 
 
 async def test_a_cancelled_caller_ends_wherever_it_is(bus: Bus) -> None:

@@ -16,6 +16,7 @@ from tests.common.bus.steps import (
     lead,
     queued,
     stored,
+    taken,
     told,
     work_of,
 )
@@ -26,17 +27,17 @@ async def test_work_is_taken_oldest_first_and_once(bus: Bus) -> None:
     token = await lead(bus)
     for claim in await bus.claim("chat", "planner", 3):
         await bus.dispatch(claim, work_of(claim), token)
-    taken = [*await bus.take(Stage.PREFILL, "p", 2), *await bus.take(Stage.PREFILL, "p", 2)]
-    assert [work.request.id for work in taken] == names
-    assert await bus.take(Stage.PREFILL, "p", 2) == []
-    assert await bus.take(Stage.DECODE, "p", 2) == []
+    works = [*await taken(bus, Stage.PREFILL, "p", 2), *await taken(bus, Stage.PREFILL, "p", 2)]
+    assert [work.request.id for work in works] == names
+    assert await taken(bus, Stage.PREFILL, "p", 2) == []
+    assert await taken(bus, Stage.DECODE, "p", 2) == []
 
 
 async def test_taking_nothing_takes_nothing(bus: Bus) -> None:
     claim, token = await claimed(bus)
     await bus.dispatch(claim, work_of(claim), token)
-    assert await bus.take(Stage.PREFILL, "p", 0) == []
-    assert len(await bus.take(Stage.PREFILL, "p", 1)) == 1
+    assert await taken(bus, Stage.PREFILL, "p", 0) == []
+    assert len(await taken(bus, Stage.PREFILL, "p", 1)) == 1
 
 
 async def test_work_of_an_ended_request_is_left_out(bus: Bus) -> None:
@@ -45,7 +46,7 @@ async def test_work_of_an_ended_request_is_left_out(bus: Bus) -> None:
     for claim in await bus.claim("chat", "planner", 2):
         await bus.dispatch(claim, work_of(claim), token)
     await bus.end(gone.id, CANCELLED)
-    assert [work.request.id for work in await bus.take(Stage.PREFILL, "p", 1)] == [here.id]
+    assert [work.request.id for work in await taken(bus, Stage.PREFILL, "p", 1)] == [here.id]
 
 
 async def test_work_of_an_older_attempt_is_left_out(bus: Bus) -> None:
@@ -54,7 +55,7 @@ async def test_work_of_an_older_attempt_is_left_out(bus: Bus) -> None:
     assert await bus.emit("p", [frame(work_of(claim), 1, (6,))]) == [False]
     (retried,) = await bus.claim("chat", "planner", 1)
     await bus.dispatch(retried, work_of(retried), token)
-    assert await bus.take(Stage.PREFILL, "p", 5) == [work_of(retried)]
+    assert await taken(bus, Stage.PREFILL, "p", 5) == [work_of(retried)]
 
 
 async def test_tokens_are_stored_and_told_with_their_position(bus: Bus) -> None:
@@ -179,7 +180,7 @@ async def test_a_hand_off_moves_the_request_to_its_decode_worker(bus: Bus) -> No
     assert await bus.hand_off("p", handing_off(work))
     assert await bus.inflight("p") == []
     assert [record.decode_worker for record in await bus.inflight("d")] == ["d"]
-    assert await bus.take(Stage.DECODE, "d", 5) == [handing_off(work)]
+    assert await taken(bus, Stage.DECODE, "d", 5) == [handing_off(work)]
 
 
 async def test_after_a_hand_off_only_the_decode_worker_is_heard(bus: Bus) -> None:
@@ -192,7 +193,7 @@ async def test_after_a_hand_off_only_the_decode_worker_is_heard(bus: Bus) -> Non
 async def test_a_repeated_hand_off_is_harmless(bus: Bus) -> None:
     work, _ = await handed_off(bus)
     assert await bus.hand_off("p", handing_off(work))
-    assert await bus.take(Stage.DECODE, "d", 5) == []
+    assert await taken(bus, Stage.DECODE, "d", 5) == []
 
 
 async def test_only_the_worker_that_has_a_request_hands_it_off(bus: Bus) -> None:
@@ -200,7 +201,7 @@ async def test_only_the_worker_that_has_a_request_hands_it_off(bus: Bus) -> None
     assert not await bus.hand_off("q", handing_off(work))
     await bus.end(work.request.id, CANCELLED)
     assert not await bus.hand_off("p", handing_off(work))
-    assert await bus.take(Stage.DECODE, "d", 5) == []
+    assert await taken(bus, Stage.DECODE, "d", 5) == []
 
 
 async def test_a_hand_off_to_a_buried_worker_goes_back_to_the_tier(bus: Bus) -> None:
