@@ -192,6 +192,7 @@ class AdmissionService:
             if news.arrived:
                 self.planning.arrived()
             self._dirty.set()
+            await asyncio.sleep(0)  # a plan first, then the next question
 
     async def _control_loop(self) -> None:
         cursor = START

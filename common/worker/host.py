@@ -32,6 +32,8 @@ BLOCK_S = 1.0
 RETRY_S = 0.1
 NOTICE_S = 0.3
 """Until the planner has surely seen that a worker drains, and what it sent before has arrived."""
+REST_S = 0.001
+"""After work was taken: it begins before more is asked for, and what follows closely comes together."""
 SPARE_INTAKE = 64
 """Work taken beyond what the engine can run at once, so that it never waits for the queue."""
 
@@ -218,6 +220,8 @@ class WorkerHost:
                     await self._control(control)
                 for stage, one in work:
                     self._start(one, stage)
+                if work:
+                    await asyncio.sleep(REST_S)
             except BusUnavailable:
                 await asyncio.sleep(RETRY_S)
 
