@@ -23,7 +23,7 @@ PACE = 0.5
 """Share of a batch that decodes may take before it becomes longer than the longest."""
 HURRY = 2 / 3
 """Share of a batch that late decodes may take while prompts wait."""
-WHOLE = 2.0
+WHOLE = 2.5
 """A first prompt may make a batch so many times longer than the longest rather than be cut."""
 FAR = 4.0
 """Where no promise is due within so many batches of that length, all may be as long, and no decode skips any."""
