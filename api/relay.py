@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from common.bus.interface import START, Cursor, IngressBus
 from common.errors import SlosError
-from common.messages import Reply
+from common.messages import Frame, Reply
 from common.telemetry.logs import get_logger
 
 BLOCK_S = 1.0
@@ -114,10 +114,21 @@ class Relay:
         cursor, replies = await self._bus.replies(self.api, cursor, block_s)
         self.reading.set()
         now_s = self._clock()
-        for number, reply in enumerate(replies, start=1):
+        for number, reply in enumerate(_first_tokens_first(replies), start=1):
             waiter = self._waiters.get(reply.id)
             if waiter is not None:
                 waiter.put(reply, now_s)
             if number % AT_ONCE == 0 or number == len(replies):  # to ask again takes longer than to pass on
                 await asyncio.sleep(0)
         return cursor
+
+
+def _first_tokens_first(replies: Sequence[Reply]) -> Sequence[Reply]:
+    """What begins an answer goes before what continues one: a step of many sequences takes milliseconds to pass on.
+
+    The order of each request's own replies stays.
+    """
+    first: dict[str, Reply] = {}
+    for reply in replies:
+        first.setdefault(reply.id, reply)
+    return sorted(replies, key=lambda reply: isinstance(begun := first[reply.id], Frame) and begun.position > 0)

@@ -12,6 +12,8 @@ from common.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 RETRY_S = 0.1
+FEW = 8
+"""First tokens do not wait for more frames than these to be packed, stored and unpacked with them."""
 
 
 class Outbox:
@@ -75,14 +77,10 @@ class Outbox:
         frames, self._frames = list(self._frames.values()), {}
         sent = self._sending = self._sent
         self._sent = asyncio.get_running_loop().create_future()
-        try:
-            accepted = await self._emit(frames)
-        except BusError as error:
-            log.error("frames refused", error=str(error), frames=len(frames))
-            accepted = [False] * len(frames)
-        for frame, ok in zip(frames, accepted, strict=True):
-            if not ok:
-                self._rejected(frame.id)
+        for call in _first_tokens_apart(frames):
+            for frame, accepted in zip(call, await self._emit(call), strict=True):
+                if not accepted:
+                    self._rejected(frame.id)
         self._sending = None
         sent.set_result(None)
 
@@ -92,6 +90,16 @@ class Outbox:
                 return list(await self._bus.emit(self._worker, frames, self._busy_until_s()))
             except BusUnavailable:
                 await asyncio.sleep(RETRY_S)
+            except BusError as error:
+                log.error("frames refused", error=str(error), frames=len(frames))
+                return [False] * len(frames)
+
+
+def _first_tokens_apart(frames: list[Frame]) -> list[list[Frame]]:
+    """The frames of each call; what begins an answer leaves before many frames of others."""
+    first = [frame for frame in frames if frame.position == 0]
+    rest = [frame for frame in frames if frame.position > 0]
+    return [first, rest] if first and len(rest) > FEW else [frames]
 
 
 def _joined(first: Frame, second: Frame) -> Frame:

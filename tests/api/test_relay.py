@@ -2,12 +2,15 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
+
+import pytest
 
 from api.relay import AT_ONCE, Arrival, Relay, Waiter
 from common.bus.interface import Cursor, IngressBus
 from common.errors import BusUnavailable
-from common.messages import Decided, Frame, Reply, Work
+from common.messages import Decided, Decision, Frame, Reply, Verdict, Work
 from tests.api.conftest import Serve
 from tests.api.faults import FaultyBus, frame_at, is_end
 from tests.api.pipeline import eventually
@@ -123,6 +126,22 @@ async def test_what_is_new_gets_its_turn_between_the_tokens_of_a_step() -> None:
             task.cancel()
     assert [one.reply for one in taken if one is not None] == frames
     assert turns >= 8
+
+
+async def test_what_begins_an_answer_passes_what_continues_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[Reply] = []
+    monkeypatch.setattr(Waiter, "put", lambda _self, reply, _now_s: passed.append(reply))
+    decided = Decided("new", 1, Decision(Verdict.ADMITTED, "feasible", 1, 1.0))
+    tokens: list[Reply] = [Frame(name, 1, 3, (7,), 0.0) for name in ("a", "b", "c", "d")]
+    begun: list[Reply] = [decided, Frame("new", 1, 0, (7,), 0.0), Frame("new", 1, 1, (8,), 0.0)]
+    moved: list[Reply] = [Frame("e", 1, 3, (7,), 0.0), replace(decided, id="e", attempt=2)]
+    relay = Relay(cast(IngressBus, Burst([*tokens[:2], *moved, *tokens[2:], *begun])), "api", time.time)
+    for name in ("a", "b", "c", "d", "e", "new"):
+        relay.open(name)
+    running = asyncio.create_task(relay.run())
+    await eventually(lambda: len(passed) == 9)
+    running.cancel()
+    assert passed == [*begun, *tokens[:2], *moved, *tokens[2:]]
 
 
 async def test_a_waiter_gives_up_in_time_and_can_be_woken() -> None:

@@ -57,6 +57,15 @@ async def test_frames_of_one_step_are_one_call() -> None:
     assert [[item.id for item in call] for call in bus.calls] == [["a", "b"]]
 
 
+async def test_first_tokens_leave_before_many_others_and_are_told_apart() -> None:
+    lost: list[str] = []
+    bus = RecordingBus(refused=frozenset({"new", "b"}))
+    others = [frame(name, 3, 2) for name in "abcdefghi"]
+    await sent(Outbox(bus, "w", lost.append), *others, frame("new", 0, 1), frame("newer", 0, 1))  # type: ignore[arg-type]  # as above
+    assert [[item.id for item in call] for call in bus.calls] == [["new", "newer"], list("abcdefghi")]
+    assert lost == ["new", "b"]
+
+
 async def test_frames_of_one_request_are_joined_in_order_with_their_notes_and_end() -> None:
     bus = RecordingBus()
     end = End(State.DONE, "stop")
