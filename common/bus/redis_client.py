@@ -109,41 +109,36 @@ class RedisClient:
         self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None = None
     ) -> dict[str, list[Entry]]:
         """Entries after each stream's cursor, waiting for the first; the stream ``forget`` loses those before it."""
-        return (await self._follow_and_run(streams, block_s, count, forget))[0]
+        async with bus_errors(), asyncio.timeout(max(0.0, block_s) + self._timeout_s):
+            return _entries((await self._blocking.call_each(_reading(streams, block_s, count, forget)))[-1])
 
     async def _follow_and_run(
-        self,
-        streams: Mapping[str, Cursor],
-        block_s: float,
-        count: int,
-        forget: str | None,
-        then: Sequence[Any] | None = None,
+        self, streams: Mapping[str, Cursor], block_s: float, count: int, forget: str, name: str, *arguments: Any
     ) -> tuple[dict[str, list[Entry]], Any]:
-        """The same, and the answer of the script ``then`` (its name and arguments), which runs when the read ends.
+        """The same, and the answer of the script ``name``, which runs when the read ends.
 
         Both are sent at once, and Redis goes on with what a connection has sent as soon as its read ends.
         """
-
-        def commands(block_s: float, *script: Any) -> list[Sequence[Any]]:
-            wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
-            read = ("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
-            if forget is None or streams[forget] == START:
-                return [read, script] if script else [read]
-            trim = ("XTRIM", forget, "MINID", following(streams[forget]))
-            return [trim, read, script] if script else [trim, read]
-
         async with bus_errors(), asyncio.timeout(max(0.0, block_s) + self._timeout_s):
-            if then is None:
-                found, answer = (await self._blocking.call_each(commands(block_s)))[-1], None
-            else:
-                name, *arguments = then
-                try:
-                    replies = await self._blocking.call_each(commands(block_s, *self._by_sha(name, arguments)))
-                except NoScriptError:
-                    replies = await self._blocking.call_each(commands(0.0, *self._by_source(name, arguments)))
-                found, answer = replies[-2:]
-        entries = {stream.decode(): [(id_.decode(), fields) for id_, fields in read] for stream, read in found or ()}
-        return entries, answer
+            try:
+                commands = [*_reading(streams, block_s, count, forget), self._by_sha(name, arguments)]
+                *_, found, answer = await self._blocking.call_each(commands)
+            except NoScriptError:
+                commands = [*_reading(streams, 0.0, count, forget), self._by_source(name, arguments)]
+                *_, found, answer = await self._blocking.call_each(commands)
+        return _entries(found), answer
+
+
+def _reading(streams: Mapping[str, Cursor], block_s: float, count: int, forget: str | None) -> list[tuple[Any, ...]]:
+    wait = ("BLOCK", math.ceil(block_s * 1000)) if block_s > 0 else ()
+    read = ("XREAD", "COUNT", count, *wait, "STREAMS", *streams, *streams.values())
+    if forget is None or streams[forget] == START:
+        return [read]
+    return [("XTRIM", forget, "MINID", following(streams[forget])), read]
+
+
+def _entries(found: Any) -> dict[str, list[Entry]]:
+    return {stream.decode(): [(entry.decode(), fields) for entry, fields in read] for stream, read in found or ()}
 
 
 def following(cursor: Cursor) -> Cursor:

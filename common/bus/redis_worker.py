@@ -53,22 +53,19 @@ class RedisWorker(RedisClient):
         It is taken by a script that is sent right behind the blocking read and runs when that ends.
         """
         control = self.keys.control(worker)
-        streams = {stage: self.keys.work(stage, worker) for stage in Stage} if room > 0 else {}
-        taken = {stage: self._taken.get(stream, START) for stage, stream in streams.items()}
-        places = [part for stage, cursor in taken.items() for part in (stage.value, cursor, following(cursor))]
-        follow = {control: after} | {streams[stage]: cursor for stage, cursor in taken.items()}
-        found, answer = await self._follow_and_run(
-            follow, block_s, READ_COUNT, control, ("take", worker, room, *places) if streams else None
-        )
+        if room <= 0:
+            found, answers = await self._follow({control: after}, block_s, READ_COUNT, forget=control), {}
+        else:
+            cursors = {stage: self._taken.get(self.keys.work(stage, worker), START) for stage in Stage}
+            streams = {control: after} | {self.keys.work(stage, worker): cursor for stage, cursor in cursors.items()}
+            places = [part for stage, cursor in cursors.items() for part in (stage.value, cursor, following(cursor))]
+            found, answer = await self._follow_and_run(
+                streams, block_s, READ_COUNT, control, "take", worker, room, *places
+            )
+            answers = dict(zip(Stage, answer, strict=True))
+        work = [(stage, one) for stage, (_, blobs) in answers.items() for one in await self._works_of(blobs)]
+        self._taken |= {self.keys.work(stage, worker): reached.decode() for stage, (reached, _) in answers.items()}
         entries = found.get(control, [])
-        work = [
-            (stage, one)
-            for stage, (_, blobs) in zip(streams, answer or (), strict=True)
-            for one in await self._works_of(blobs)
-        ]
-        self._taken |= {
-            streams[stage]: reached.decode() for stage, (reached, _) in zip(streams, answer or (), strict=True)
-        }
         return Wake(entries[-1][0] if entries else after, controls_from(entries), work)
 
     async def _works_of(self, taken: Sequence[Any]) -> Sequence[Work]:

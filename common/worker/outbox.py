@@ -1,4 +1,7 @@
-"""Frames on their way to Redis: all that an engine step produced travels in one call, or that several steps did."""
+"""Frames on their way to Redis: all that an engine step produced travels in one call, or that several steps did.
+
+First tokens go ahead of many others.
+"""
 
 import asyncio
 from collections.abc import Callable
