@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from admission.planning import Lead, Planning
 from admission.report import Report
+from common import beside
 from common.bus.interface import START, Bus
 from common.errors import BusError, BusUnavailable, LeadershipLost
 from common.keys import ADMISSION
@@ -99,7 +100,7 @@ class AdmissionService:
     async def _warm_up(self) -> None:
         """Compile beside planning; a plan by a simpler policy is better than none."""
         try:
-            await asyncio.to_thread(self.planning.warm_up)
+            await beside.run(self.planning.warm_up)
         except Exception:
             log.exception("the policy can't be compiled; a simpler one plans on", policy=self._settings.policy)
             self._report.policy_failed()

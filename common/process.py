@@ -18,6 +18,7 @@ import uvloop
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from common import beside
 from common.settings import Settings, load_settings
 from common.telemetry.logs import get_logger, setup_logging
 from common.telemetry.tracing import setup_tracing, shutdown_tracing
@@ -60,6 +61,10 @@ def run(
         code = 1
     finally:
         shutdown_tracing()
+    if beside.running():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common import beside
 from common.batching import Former, warm_up
 from common.engine.checks import check_job, finish_of
 from common.engine.clock import Clock, SystemClock
@@ -101,7 +102,7 @@ class SimulatedEngine:
         """Begin to run."""
         self._alive()
         if self._batches is not None:
-            await asyncio.to_thread(warm_up)
+            await beside.run(warm_up)
         if self._registry is not None:
             self._registry.engines[self._id] = self._held
         self._spawn(self._run())

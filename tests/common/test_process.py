@@ -94,6 +94,25 @@ async def test_an_unknown_argument_is_refused(start: Start) -> None:
     assert "--frobnicate" in err
 
 
+async def test_what_runs_beside_does_not_keep_a_process_from_its_end(start: Start) -> None:
+    body = "from common import beside; asyncio.create_task(beside.run(lambda: time.sleep(60)))"
+    process = await start(f"{body}; {WAIT}")
+    await ready(process)
+    process.terminate()
+    async with asyncio.timeout(20):
+        code, _, err = await outcome(process)
+    assert code == 0
+    assert "stopped" in err
+
+
+async def test_what_runs_beside_is_waited_for_and_may_fail(start: Start) -> None:
+    body = "from common import beside; await beside.run(lambda: print('done', flush=True))"
+    code, out, err = await outcome(await start(f"{body}; await beside.run(lambda: 1 / 0)"))
+    assert code == 1
+    assert out == "ready\ndone\n"
+    assert "ZeroDivisionError" in err
+
+
 async def test_a_wrong_setting_is_named_without_its_value(start: Start) -> None:
     process = await start(WAIT, SLOS_PORT="70001", SLOS_LOG_FORMAT="hunter2")
     code, out, err = await outcome(process)
