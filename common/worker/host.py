@@ -216,10 +216,10 @@ class WorkerHost:
             try:
                 room = self._room()
                 cursor, controls, work = await self._bus.wait(self.id, cursor, BLOCK_S if room else RETRY_S, room)
+                for stage, one in work:  # first, as it is not told again, and what a control asks of the queue may fail
+                    self._start(one, stage)
                 for control in controls:
                     await self._control(control)
-                for stage, one in work:
-                    self._start(one, stage)
                 if work:
                     await asyncio.sleep(REST_S)
             except BusUnavailable:

@@ -95,9 +95,11 @@ async def test_an_unknown_argument_is_refused(start: Start) -> None:
 
 
 async def test_what_runs_beside_does_not_keep_a_process_from_its_end(start: Start) -> None:
-    body = "from common import beside; asyncio.create_task(beside.run(lambda: time.sleep(60)))"
-    process = await start(f"{body}; {WAIT}")
+    work = "lambda: (print('compiling', flush=True), time.sleep(60))"
+    process = await start(f"from common import beside; task = asyncio.create_task(beside.run({work})); {WAIT}")
     await ready(process)
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"compiling\n"
     process.terminate()
     async with asyncio.timeout(20):
         code, _, err = await outcome(process)

@@ -12,8 +12,22 @@ from common.bus.interface import START, Cursor, Wake
 from common.bus.memory import MemoryBus
 from common.engine.interface import Job, Output
 from common.engine.simulated import KvRegistry, SimulatedEngine
-from common.errors import EngineRefused
-from common.messages import Cancel, Decision, End, Frame, HandOff, Sampling, Stage, State, Verdict, Work, WorkerState
+from common.errors import BusUnavailable, EngineRefused
+from common.messages import (
+    Cancel,
+    Decision,
+    End,
+    Frame,
+    HandOff,
+    KeepTrace,
+    Known,
+    Sampling,
+    Stage,
+    State,
+    Verdict,
+    Work,
+    WorkerState,
+)
 from common.settings import Settings
 from common.telemetry import metrics
 from common.worker.host import WorkerHost, WorkerLost, stages
@@ -173,6 +187,31 @@ async def test_a_worker_asks_for_as_much_as_it_has_room_for(monkeypatch: pytest.
         assert await bench.ended(work.request.id) == End(State.DONE, "length")
     assert rooms[0] == 3
     assert min(rooms) == 0
+    await bench.close()
+
+
+async def test_work_that_comes_with_a_control_message_is_not_lost_when_the_queue_goes_away() -> None:
+    bench = Bench(heartbeat_s=5.0)
+    await bench.start(Stage.PREFILL)
+    name = bench.hosts[Stage.PREFILL].id
+    beat, wait, failed = bench.bus.beat, bench.bus.wait, 0
+
+    async def failing(state: WorkerState, ttl_s: float) -> bool:
+        nonlocal failed
+        if state.known and not failed:
+            failed += 1
+            raise BusUnavailable("away")
+        return await beat(state, ttl_s)
+
+    async def together(worker: str, after: Cursor, block_s: float, room: int = 0) -> Wake:
+        woken = await wait(worker, after, block_s, room)
+        return woken._replace(controls=[Known("planner")]) if woken.work else woken
+
+    bench.bus.beat, bench.bus.wait = failing, together  # type: ignore[method-assign]
+    await bench.bus.send(name, KeepTrace("abc"))  # ends the wait that has begun
+    await asyncio.sleep(0.01)
+    assert await bench.ended((await bench.dispatch(name, name)).request.id) == End(State.DONE, "length")
+    assert failed == 1
     await bench.close()
 
 
